@@ -1,0 +1,63 @@
+"""Every bound on what may arrive from outside: name, unit, value, and why that value.
+
+Whatever is larger is refused before it is allocated. Raising a bound is a change of the treaty
+only where it says (treaty): the rest may differ between peers without their disagreeing.
+"""
+
+KIB = 1024
+MIB = 1024 * KIB
+
+RULES_BYTES = 1 * MIB
+"""Run rules as canonical JSON. A 700-tensor model lists itself in about 50 KiB. (treaty)"""
+
+TOKENIZER_BYTES = 64 * MIB
+"""A tokenizer.json; the largest published ones (256k entries with merges) are about 35 MiB."""
+
+RECORD_BYTES = 4 * KIB
+"""One DHT record with its signature. A presence with eight addresses takes about 1.2 KiB. (treaty)"""
+
+RECORDS = 1024
+"""Records read from one DHT key; more peers than this in one run would need another rendezvous. (treaty)"""
+
+FRAME_BYTES = 1 * MIB
+"""The head of one message between peers: canonical JSON. A roster of 256 with signatures takes about 64 KiB."""
+
+JSON_DEPTH = 16
+"""Nesting of received JSON; ours needs five levels. Python's parser would recurse without a bound."""
+
+ROSTER_MEMBERS = 256
+"""Members of one roster. Larger runs average in several rosters a round. (treaty)"""
+
+ADDRESSES = 8
+"""Multiaddrs in one presence, and peers in one invite."""
+
+ADDRESS_BYTES = 256
+"""One multiaddr as text; a relayed address with two peer ids takes about 180."""
+
+ELEMENTS = 1 << 40
+"""Elements of a vector: 4 TiB of float32. A bound for arithmetic, not a target. (treaty)"""
+
+TENSORS = 16_384
+"""Tensors in a layout. (treaty)"""
+
+FRAGMENTS = 64
+"""Fragments of a vector. (treaty)"""
+
+PIECE_BYTES = 4 * MIB
+"""One piece of a snapshot or a log entry as it is fetched; the unit of digest, retry and resume. (treaty)"""
+
+NAME_CHARS = 64
+"""A run's or a node's public name."""
+
+CONTROL_BYTES = 64 * KIB
+"""A request body on the local control API; the largest is an invite with eight addresses."""
+
+CLOCK_SKEW_MS = 2_000
+"""Beyond this difference to the swarm's median a peer refuses to average: DHT records of others would look
+expired to it from about 3 s on, and boundaries would not meet."""
+
+PRESENCE_MS = 20_000
+"""Life of a presence record. Published every third of it: two lost publications are survived. (treaty)"""
+
+IO_S = 10.0
+"""No byte moved for this long: the transfer is given up and another peer asked. Progress counts, not duration."""

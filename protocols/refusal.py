@@ -1,0 +1,33 @@
+"""Why something that arrived was refused: one enumeration, the same words in status, log, metrics and tests."""
+
+from enum import Enum
+
+
+class Reason(Enum):
+    """The value is the word that operators see."""
+
+    TOO_LARGE = "too_large"
+    MALFORMED = "malformed"
+    UNKNOWN_FIELD = "unknown_field"
+    WRONG_TYPE = "wrong_type"
+    OUT_OF_RANGE = "out_of_range"
+    OTHER_RUN = "other_run"
+    OTHER_TREATY = "other_treaty"
+    OTHER_ROUND = "other_round"
+    OTHER_BASE = "other_base"
+    OTHER_ROSTER = "other_roster"
+    BAD_SIGNATURE = "bad_signature"
+    BAD_DIGEST = "bad_digest"
+    STALE = "stale"
+    NOT_FINITE = "not_finite"
+    NOT_A_MEMBER = "not_a_member"
+    NO_QUORUM = "no_quorum"
+
+
+class Refused(Exception):
+    """A peer's or a file's fault: counted by reason and dropped; never raised past whoever called the parser."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(f"{reason.value}: {detail}")
+        self.reason = reason
+        self.detail = detail

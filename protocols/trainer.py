@@ -1,0 +1,195 @@
+"""The channel between daemon and trainer: fixed structs, enumerations instead of text, two shared vectors.
+
+One AF_UNIX SOCK_SEQPACKET socket; every packet is one struct of exactly SIZE bytes (little-endian), so there is
+nothing to frame and nothing to parse but numbers. The vectors are memfds of 4 * n bytes (float32) that travel
+once, with HELLO, as SCM_RIGHTS: `params` (daemon writes, trainer reads) and `delta` (trainer writes, daemon reads).
+Each side copies out of shared memory into its own before it validates: a mapping can change after a check.
+
+    daemon                                trainer
+    HELLO abi n fragments layout_digest →
+                                        ← READY abi n threads device dtype
+    BASE height fragment keep (params)  →          adopt; evaluate the Shared Base on held-out text
+                                        ← EVALUATED height loss tokens
+    TRAIN round height                  →          local steps until STOP
+                                        ← BEAT steps tokens loss rate        (about twice a second)
+    STOP round fragment                 →
+                                        ← DELTA round fragment steps tokens loss norm (delta)
+    QUIT                                →          checkpoint and exit
+                                        ← FAULT code                         (then exits)
+Specified in trainer.md. Knows nothing of sockets.
+"""
+
+import math
+import struct
+from dataclasses import astuple, dataclass, fields
+from enum import IntEnum
+from typing import ClassVar
+
+from protocols.refusal import Reason, Refused
+
+ABI = 1
+SIZE = 96
+ALL_FRAGMENTS = 0xFFFF
+
+
+class Device(IntEnum):
+    CPU = 0
+    CUDA = 1
+    ROCM = 2
+    MPS = 3
+
+
+class Precision(IntEnum):
+    FP32 = 0
+    BF16 = 1
+
+
+class Optimizer(IntEnum):
+    ADAMW8BIT = 0
+    ADAMW = 1
+    ADAMW_FALLBACK = 2
+    """The rules ask for adamw8bit, but bitsandbytes does not work on this device: plain AdamW instead."""
+
+
+class Code(IntEnum):
+    """Why the trainer cannot go on. A code, never text: an exception's message can quote a row of the data."""
+
+    INTERNAL = 1
+    CONFIG = 2
+    DATA_MISSING = 3
+    DATA_UNREADABLE = 4
+    DATA_EMPTY = 5
+    DATA_TOO_SMALL = 6
+    MODEL = 7
+    TOKENIZER = 8
+    LAYOUT = 9
+    MEMORY = 10
+    DEVICE = 11
+    DISK_FULL = 12
+    NOT_FINITE = 13
+    CHANNEL = 14
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    FORMAT: ClassVar[str] = "<HHQ32s"
+    abi: int
+    fragments: int
+    elements: int
+    layout: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """`params` now holds fragment `fragment` (or all) of the base at `height`. `keep`: the change since the last
+    base is laid on top of local values instead of replacing them (local progress survives a catch-up)."""
+
+    FORMAT: ClassVar[str] = "<QH?"
+    height: int
+    fragment: int
+    keep: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Train:
+    FORMAT: ClassVar[str] = "<QQ"
+    round: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End local steps and write the delta of `fragment`."""
+
+    FORMAT: ClassVar[str] = "<QH"
+    round: int
+    fragment: int
+
+
+@dataclass(frozen=True, slots=True)
+class Quit:
+    FORMAT: ClassVar[str] = "<"
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    FORMAT: ClassVar[str] = "<HQBBB"
+    abi: int
+    elements: int
+    device: int
+    precision: int
+    optimizer: int
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """Totals since the trainer's first start (they survive restarts); `loss` is a running mean in nats per token."""
+
+    FORMAT: ClassVar[str] = "<QQddQ"
+    steps: int
+    tokens: int
+    loss: float
+    tokens_per_s: float
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """`delta` holds theta - local of `fragment`. `steps`, `tokens`, `loss`: since the last DELTA; `norm` is L2."""
+
+    FORMAT: ClassVar[str] = "<QHQQdd"
+    round: int
+    fragment: int
+    steps: int
+    tokens: int
+    loss: float
+    norm: float
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """Mean held-out loss (nats per token) of the Shared Base at `height` on this node's held-out text."""
+
+    FORMAT: ClassVar[str] = "<QdQ"
+    height: int
+    loss: float
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    FORMAT: ClassVar[str] = "<H"
+    code: int
+
+
+Order = Hello | Base | Train | Stop | Quit
+Report = Ready | Beat | Delta | Evaluated | Fault
+Message = Order | Report
+
+_KINDS: tuple[type[Message], ...] = (Hello, Base, Train, Stop, Quit, Ready, Beat, Delta, Evaluated, Fault)
+_NUMBERS = {kind: number for number, kind in enumerate(_KINDS)}
+_ENUMS: dict[str, type[IntEnum]] = {"device": Device, "precision": Precision, "optimizer": Optimizer, "code": Code}
+
+
+def pack(message: Message) -> bytes:
+    """SIZE bytes: one byte for the kind, the struct, zeros."""
+    body = struct.pack(message.FORMAT, *astuple(message))
+    return (bytes([_NUMBERS[type(message)]]) + body).ljust(SIZE, b"\0")
+
+
+def unpack(packet: bytes) -> Message:
+    """Parse one packet. Raises Refused for a wrong size, an unknown kind, a number out of its enumeration,
+    a non-finite loss or norm, or anything but zeros behind the struct."""
+    if len(packet) != SIZE or packet[0] >= len(_KINDS):
+        raise Refused(Reason.MALFORMED, "no packet of the trainer channel")
+    kind = _KINDS[packet[0]]
+    end = 1 + struct.calcsize(kind.FORMAT)
+    if any(packet[end:]):
+        raise Refused(Reason.MALFORMED, f"{kind.__name__}: bytes behind the struct")
+    values = struct.unpack(kind.FORMAT, packet[1:end])
+    for field, value in zip(fields(kind), values, strict=True):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise Refused(Reason.NOT_FINITE, f"{kind.__name__}.{field.name}")
+        if field.name in _ENUMS and value not in set(_ENUMS[field.name]):
+            raise Refused(Reason.OUT_OF_RANGE, f"{kind.__name__}.{field.name} = {value}")
+    return kind(*values)

@@ -1,0 +1,5 @@
+"""One peer of a Tapestry run."""
+
+from importlib.metadata import version
+
+__version__ = version("tapestryd")

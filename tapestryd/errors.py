@@ -1,0 +1,42 @@
+"""Three kinds of trouble, three ways to meet it.
+
+a bug             any other exception: it crashes, loudly, and systemd restarts us
+a local fault     LocalFault: one sentence for the person at this machine, and an exit code
+├── ConfigFault   78  a setting is wrong: file, key, value, what to do (all faults at once)
+├── StateFault    78  the state directory: locked by another daemon, newer schema, damaged
+├── DataFault     78  the trainer's data: missing, unreadable, empty
+├── DiskFull      75  no space left; temporary, nothing half-written stays
+├── Unavailable   75  a port in use, a device lost; temporary
+└── NotRunning     3  the CLI found no daemon
+a peer's fault    protocols.refusal.Refused: counted by reason, dropped
+"""
+
+
+class LocalFault(Exception):
+    """Says what happened, which value, what to do. Shown without a traceback."""
+
+    exit_code = 1
+
+
+class ConfigFault(LocalFault):
+    exit_code = 78
+
+
+class StateFault(LocalFault):
+    exit_code = 78
+
+
+class DataFault(LocalFault):
+    exit_code = 78
+
+
+class DiskFull(LocalFault):
+    exit_code = 75
+
+
+class Unavailable(LocalFault):
+    exit_code = 75
+
+
+class NotRunning(LocalFault):
+    exit_code = 3
