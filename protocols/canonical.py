@@ -7,8 +7,9 @@ as strings ("0.5") and times as integer milliseconds; there is no null.
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from protocols import limits
@@ -33,7 +34,7 @@ def loads(data: bytes, bound: int) -> Json:
     """Parse an object of at most `bound` bytes, which must be canonical: `dumps(loads(x)) == x`."""
     if len(data) > bound:
         raise Refused(Reason.TOO_LARGE, f"{len(data)} bytes where at most {bound} are allowed")
-    if data.count(b"[") + data.count(b"{") > limits.JSON_DEPTH and _depth(data) > limits.JSON_DEPTH:
+    if _depth(data) > limits.JSON_DEPTH:
         raise Refused(Reason.MALFORMED, f"nested deeper than {limits.JSON_DEPTH}")
     try:
         value = json.loads(data)
@@ -109,25 +110,6 @@ class Signed:
         return signed
 
 
-def plain(value: Any) -> Json:
-    """The fields of a flat dataclass as an object, lists for tuples."""
-    out: Json = {}
-    for field in fields(value):
-        item = getattr(value, field.name)
-        out[field.name] = list(item) if isinstance(item, tuple) else item
-    return out
-
-
-def shape_of(kind: Any) -> dict[str, type]:
-    """The `take` shape of a flat dataclass whose fields are str, int, bool, dict or tuples (which travel as lists)."""
-    shape = {}
-    for field in fields(kind):
-        assert field.default is MISSING or field.init
-        origin = getattr(field.type, "__origin__", field.type)
-        shape[field.name] = list if origin is tuple else origin
-    return shape
-
-
 def _check(value: object, depth: int) -> None:
     if depth < 0:
         raise Refused(Reason.MALFORMED, f"nested deeper than {limits.JSON_DEPTH}")
@@ -143,23 +125,13 @@ def _check(value: object, depth: int) -> None:
         raise Refused(Reason.WRONG_TYPE, f"a {type(value).__name__} has no canonical form")
 
 
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+
+
 def _depth(data: bytes) -> int:
-    """Deepest nesting, strings skipped, without recursion: what json would recurse into."""
+    """Deepest nesting outside strings, without recursion: what the parser would recurse into."""
     depth = deepest = 0
-    in_string = escaped = False
-    for byte in data:
-        if in_string:
-            if escaped:
-                escaped = False
-            elif byte == 0x5C:
-                escaped = True
-            elif byte == 0x22:
-                in_string = False
-        elif byte == 0x22:
-            in_string = True
-        elif byte in b"[{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif byte in b"]}":
-            depth -= 1
+    for byte in re.sub(rb"[^\[\]{}]", b"", _STRING.sub(b"", data)):
+        depth += 1 if byte in b"[{" else -1
+        deepest = max(deepest, depth)
     return deepest

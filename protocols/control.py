@@ -39,7 +39,8 @@ class Self:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """`height`: commits since genesis. `round`: by the swarm clock. `boundary_in_s`: until local steps end; negative inside the average window."""
+    """`height`: commits since genesis. `round`: by the swarm clock.
+    `boundary_in_s`: seconds until local steps end; negative inside the average window."""
 
     id: str
     name: str

@@ -1,0 +1,87 @@
+"""DHT records: what a peer says of itself to whoever looks for the run. Signed, canonical, bounded, expiring.
+
+One record: `Presence`, under the key `<prefix>/presence`, one subkey a peer. Specified in records.md.
+"""
+
+from dataclasses import dataclass
+
+from protocols import limits
+from protocols.canonical import Json, Sign, Signed, Verify, dumps, is_digest, loads, take
+from protocols.lineage import Tip
+from protocols.refusal import Reason, Refused
+
+STATES = ("joining", "syncing", "training", "averaging", "paused", "left")
+ACTIVE = ("joining", "training", "averaging")
+"""States of peers that will take part in the next round if nothing happens to them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Presence:
+    """`made_ms`: swarm time of making. `base` empty: no base yet. `addrs`: where it can be dialled; none for a peer that
+    can only dial out. Everything here is a claim of `peer`, proven to be its own and no more."""
+
+    run: str
+    peer: str
+    name: str
+    state: str
+    height: int
+    weight: int
+    base: str
+    addrs: tuple[str, ...]
+    version: str
+    made_ms: int
+
+    @property
+    def tip(self) -> Tip | None:
+        return Tip(self.height, self.weight, self.base) if self.base else None
+
+    @property
+    def active(self) -> bool:
+        return self.state in ACTIVE
+
+    def to_bytes(self, sign: Sign) -> bytes:
+        body: Json = {
+            "run": self.run, "name": self.name, "state": self.state, "height": self.height, "weight": self.weight,
+            "base": self.base, "addrs": list(self.addrs), "version": self.version, "made_ms": self.made_ms,
+        }  # fmt: skip
+        data = dumps(Signed.make("presence", body, self.peer, sign).to_json())
+        if len(data) > limits.RECORD_BYTES:
+            raise Refused(Reason.TOO_LARGE, f"our own presence takes {len(data)} bytes")
+        return data
+
+    @classmethod
+    def parse(cls, data: object, *, run: str, peer: str, now_ms: int, verify: Verify) -> "Presence":
+        """The presence found under `peer`'s subkey, or Refused: wrong signer, other run, stale, too large, unknown field, wrong type."""
+        if not isinstance(data, bytes):
+            raise Refused(Reason.WRONG_TYPE, "a record is bytes")
+        signed = Signed.from_json(loads(data, limits.RECORD_BYTES), "presence", verify)
+        body = signed.body
+        take(
+            body,
+            {
+                "run": str, "name": str, "state": str, "height": int, "weight": int,
+                "base": str, "addrs": list, "version": str, "made_ms": int,
+            },
+        )  # fmt: skip
+        if signed.peer != peer:
+            raise Refused(Reason.BAD_SIGNATURE, f"{signed.peer[-6:]}'s presence under {peer[-6:]}'s key")
+        if body["run"] != run:
+            raise Refused(Reason.OTHER_RUN, "a presence in another run")
+        if body["state"] not in STATES:
+            raise Refused(Reason.OUT_OF_RANGE, f"state {body['state'][:20]!r}")
+        if not now_ms - limits.PRESENCE_MS - limits.CLOCK_SKEW_MS <= body["made_ms"] <= now_ms + limits.PRESENCE_MS:
+            raise Refused(Reason.STALE, f"made {now_ms - body['made_ms']} ms ago")
+        if (
+            len(body["name"]) > limits.NAME_CHARS
+            or len(body["version"]) > limits.NAME_CHARS
+            or not (body["name"] + body["version"]).isprintable()
+        ):
+            raise Refused(Reason.OUT_OF_RANGE, "name or version")
+        if len(body["addrs"]) > limits.ADDRESSES or not all(isinstance(a, str) and len(a) <= limits.ADDRESS_BYTES for a in body["addrs"]):
+            raise Refused(Reason.OUT_OF_RANGE, "addresses")
+        if body["base"] and not is_digest(body["base"]):
+            raise Refused(Reason.MALFORMED, "base is not a digest")
+        if not 0 <= body["height"] < 1 << 53 or not 0 <= body["weight"] < 1 << 53:
+            raise Refused(Reason.OUT_OF_RANGE, "height or weight")
+        body = {**body, "addrs": tuple(body["addrs"])}
+        return cls(peer=peer, **body)

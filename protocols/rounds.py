@@ -1,0 +1,469 @@
+"""One peer's part in the rounds: events in, effects out. Owns no clock, no socket, no tensor and no task.
+
+`Member.handle(event, now_ms)` returns the effects to perform; `MOVES` says which events each state answers, and is
+the law: whatever is not in it is late news and is dropped. The daemon performs effects and feeds back what came of
+them. Only a Commit changes the base; every discard carries a reason. The states and moves are drawn in rounds.md.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from protocols.grouping import Roster
+from protocols.lineage import Tip
+from protocols.schedule import Schedule
+
+
+class State(Enum):
+    JOINING = "joining"
+    """Not training: no base, no trainer, or not enough peers. `Member.reasons` says which."""
+    SYNCING = "syncing"
+    """Fetching what is missing of a better lineage. Local steps, once begun, go on."""
+    TRAINING = "training"
+    STOPPING = "stopping"
+    """The boundary has come; the trainer ends its step and writes the delta."""
+    GATHERING = "gathering"
+    REDUCING = "reducing"
+    SETTLING = "settling"
+    COMMITTING = "committing"
+    """Writing entry and base. Not interrupted by anything: a pause or a leave takes effect behind it."""
+    PAUSED = "paused"
+    LEFT = "left"
+
+
+IN_ROUND = (State.STOPPING, State.GATHERING, State.REDUCING, State.SETTLING, State.COMMITTING)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a live presence record of another peer says."""
+
+    peer: str
+    tip: Tip | None
+    active: bool
+
+
+# Events: what happened.
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """The time may have come for something; `Member.wake_ms` says when to send one."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeersSeen:
+    """All other peers with a live presence, each time anew."""
+
+    peers: tuple[Seen, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BaseLoaded:
+    """A base is in memory: from disk at start, or a catch-up got this far."""
+
+    tip: Tip
+
+
+@dataclass(frozen=True, slots=True)
+class CatchUpFailed:
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerUp:
+    """The trainer holds the base and waits for orders."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerDown:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Hindered:
+    """What on this machine forbids averaging now (clock, disk_low, …), each time anew; empty: nothing."""
+
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """The delta of `round` is in memory."""
+
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rostered:
+    roster: Roster
+
+
+@dataclass(frozen=True, slots=True)
+class Reduced:
+    """Parts have been exchanged; those that are missing can still be fetched while settling."""
+
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """A majority voted for the result that we hold."""
+
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    round: int
+    tip: Tip
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A stage of `round` came to nothing."""
+
+    round: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PauseAsked:
+    """`until_ms` 0: until ResumeAsked. Asked again, the later word holds."""
+
+    until_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeAsked:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class LeaveAsked:
+    pass
+
+
+Event = (
+    Tick | PeersSeen | BaseLoaded | CatchUpFailed | TrainerUp | TrainerDown | Hindered | Trained | Rostered | Reduced | Settled | Committed
+    | Failed | PauseAsked | ResumeAsked | LeaveAsked
+)  # fmt: skip
+
+# Effects: what to do.
+
+
+@dataclass(frozen=True, slots=True)
+class Train:
+    """Take local steps for `round` until Stop. Sent again with a later round, it goes on."""
+
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End local steps and write the delta; answered by Trained."""
+
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """No local steps until Train; no delta is wanted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gather:
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reduce:
+    roster: Roster
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class Discard:
+    """Drop all work of `round`; the base stays, the delta is carried into the fragment's next turn."""
+
+    round: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class CatchUp:
+    """Bring the base to `tip`, from any of `donors`."""
+
+    tip: Tip
+    donors: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Announce:
+    """State or base changed: publish a presence now."""
+
+
+Effect = Train | Stop | Rest | Gather | Reduce | Settle | Commit | Discard | CatchUp | Announce
+
+
+class Member:
+    """The machine. Invariant: `round` is the round that local steps count for; outside IN_ROUND its boundary is ahead
+    or has just passed; `tip` changes only by BaseLoaded and Committed."""
+
+    def __init__(self, schedule: Schedule, min_peers: int) -> None:
+        self.schedule = schedule
+        self.min_peers = min_peers
+        self.state = State.JOINING
+        self.round = -1
+        self.tip: Tip | None = None
+        self.peers: tuple[Seen, ...] = ()
+        self.trainer = False
+        self.stepping = False
+        self.hindrances: tuple[str, ...] = ()
+        self.pause_until_ms: int | None = None
+        """None: not paused; 0: until resumed."""
+        self.leaving = False
+        self.trouble = ""
+        """Why the last catch-up failed, while that matters."""
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Everything that keeps us from training now, as the words of the control API."""
+        if self.state in (State.PAUSED, State.LEFT):
+            return ("user",)
+        if self.state not in (State.JOINING, State.SYNCING):
+            return ()
+        found = []
+        if self.tip is None:
+            found.append("no_base")
+        if not self._company():
+            found.append("no_peers")
+        if self.tip is not None and not self.trainer:
+            found.append("trainer")
+        if self.state is State.SYNCING:
+            found.append("behind")
+        found += self.hindrances
+        if self.trouble:
+            found.append(self.trouble)
+        return tuple(found)
+
+    @property
+    def wake_ms(self) -> int | None:
+        """When the next Tick is due; None: only events move us."""
+        if self.state is State.TRAINING:
+            return self.schedule.boundary(self.round)
+        if self.state is State.STOPPING or self.state in (State.GATHERING, State.REDUCING, State.SETTLING):
+            return self.schedule.deadline(self.round)
+        if self.state is State.PAUSED and self.pause_until_ms:
+            return self.pause_until_ms
+        return None
+
+    def handle(self, event: Event, now_ms: int) -> list[Effect]:
+        """The effects of `event` at swarm time `now_ms`, in order. News that the state does not answer changes nothing."""
+        before = (self.state, self.tip)
+        if isinstance(event, TrainerUp | TrainerDown):
+            self.trainer = isinstance(event, TrainerUp)
+            self.stepping = False
+        if isinstance(event, PeersSeen):
+            self.peers = event.peers
+        if isinstance(event, Hindered):
+            self.hindrances = event.reasons
+        move = MOVES.get((self.state, type(event)))
+        effects = move(self, event, now_ms) if move else []
+        if (self.state, self.tip) != before:
+            effects.append(Announce())
+        return effects
+
+    # Questions.
+
+    def _company(self) -> bool:
+        return 1 + sum(peer.active for peer in self.peers) >= self.min_peers
+
+    def _better(self) -> CatchUp | None:
+        """The best lineage that others have, if it is better than ours, and who has it."""
+        tips = [peer.tip for peer in self.peers if peer.tip and (self.tip is None or peer.tip.better_than(self.tip))]
+        if not tips:
+            return None
+        best = tips[0]
+        for tip in tips:
+            if tip.better_than(best):
+                best = tip
+        return CatchUp(best, tuple(peer.peer for peer in self.peers if peer.tip == best))
+
+    # Moves. Each answers one event in some states; `_settle_down` chooses the state between rounds.
+
+    def _settle_down(self, now_ms: int) -> list[Effect]:
+        """Between rounds: leave, pause, catch up, train or wait, in this order of precedence."""
+        if self.leaving:
+            return self._to(State.LEFT)
+        if self.pause_until_ms is not None:
+            return self._to(State.PAUSED)
+        better = self._better()
+        if better:
+            self.state = State.SYNCING
+            return [better]
+        self.trouble = ""
+        if self.tip is None or not self.trainer or self.hindrances or not self._company():
+            return self._to(State.JOINING)
+        round = self.schedule.round_at(now_ms)
+        self.round = round if now_ms < self.schedule.boundary(round) else round + 1
+        self.state, self.stepping = State.TRAINING, True
+        return [Train(self.round)]
+
+    def _to(self, resting: State) -> list[Effect]:
+        self.state = resting
+        effects: list[Effect] = [Rest()] if self.stepping else []
+        self.stepping = False
+        return effects
+
+    def _look(self, event: Event, now_ms: int) -> list[Effect]:
+        """JOINING: something changed; see where that leaves us."""
+        return self._settle_down(now_ms)
+
+    def _loaded(self, event: Event, now_ms: int) -> list[Effect]:
+        assert isinstance(event, BaseLoaded)
+        self.tip = event.tip
+        return self._settle_down(now_ms)
+
+    def _not_caught_up(self, event: Event, now_ms: int) -> list[Effect]:
+        """Wait in JOINING for the next PeersSeen, which names whoever is there to ask by then."""
+        assert isinstance(event, CatchUpFailed)
+        self.trouble = event.reason
+        return self._to(State.JOINING)
+
+    def _train_on(self, event: Event, now_ms: int) -> list[Effect]:
+        """TRAINING: others may have got further than we, or have gone."""
+        if self._better() or not self.trainer:
+            return self._settle_down(now_ms)
+        return []
+
+    def _boundary(self, event: Event, now_ms: int) -> list[Effect]:
+        if now_ms < self.schedule.boundary(self.round):
+            return []
+        if now_ms >= self.schedule.deadline(self.round):
+            return [Discard(self.round, "late"), *self._settle_down(now_ms)]
+        if self.hindrances or not self._company():
+            return [Discard(self.round, self.hindrances[0] if self.hindrances else "no_peers"), *self._settle_down(now_ms)]
+        self.state, self.stepping = State.STOPPING, False
+        return [Stop(self.round)]
+
+    def _trained(self, event: Event, now_ms: int) -> list[Effect]:
+        assert isinstance(event, Trained)
+        if event.round != self.round:
+            return []
+        self.state = State.GATHERING
+        return [Gather(self.round)]
+
+    def _rostered(self, event: Event, now_ms: int) -> list[Effect]:
+        assert isinstance(event, Rostered)
+        if event.roster.round != self.round:
+            return []
+        self.state = State.REDUCING
+        return [Reduce(event.roster)]
+
+    def _reduced(self, event: Event, now_ms: int) -> list[Effect]:
+        assert isinstance(event, Reduced)
+        if event.round != self.round:
+            return []
+        self.state = State.SETTLING
+        return [Settle(self.round)]
+
+    def _settled(self, event: Event, now_ms: int) -> list[Effect]:
+        assert isinstance(event, Settled)
+        if event.round != self.round:
+            return []
+        self.state = State.COMMITTING
+        return [Commit(self.round)]
+
+    def _committed(self, event: Event, now_ms: int) -> list[Effect]:
+        assert isinstance(event, Committed)
+        self.tip = event.tip
+        return self._settle_down(now_ms)
+
+    def _failed(self, event: Event, now_ms: int) -> list[Effect]:
+        assert isinstance(event, Failed)
+        if event.round != self.round:
+            return []
+        return [Discard(self.round, event.reason), *self._settle_down(now_ms)]
+
+    def _deadline(self, event: Event, now_ms: int) -> list[Effect]:
+        if now_ms < self.schedule.deadline(self.round):
+            return []
+        reason = {State.STOPPING: "slow_step", State.GATHERING: "no_roster", State.REDUCING: "slow_reduce"}.get(self.state, "no_majority")
+        return [Discard(self.round, reason), *self._settle_down(now_ms)]
+
+    def _trainer_lost(self, event: Event, now_ms: int) -> list[Effect]:
+        """STOPPING: the delta will not come. Later stages hold it already and go on without the trainer."""
+        return [Discard(self.round, "trainer"), *self._settle_down(now_ms)]
+
+    def _pause(self, event: Event, now_ms: int) -> list[Effect]:
+        assert isinstance(event, PauseAsked)
+        self.pause_until_ms = event.until_ms
+        return self._interrupt("paused", now_ms)
+
+    def _leave(self, event: Event, now_ms: int) -> list[Effect]:
+        self.leaving = True
+        return self._interrupt("leaving", now_ms)
+
+    def _interrupt(self, reason: str, now_ms: int) -> list[Effect]:
+        if self.state is State.COMMITTING:
+            return []
+        dropped: list[Effect] = [Discard(self.round, reason)] if self.state in IN_ROUND else []
+        return [*dropped, *self._settle_down(now_ms)]
+
+    def _resume(self, event: Event, now_ms: int) -> list[Effect]:
+        self.pause_until_ms = None
+        return [] if self.state is State.COMMITTING else self._settle_down(now_ms)
+
+    def _pause_over(self, event: Event, now_ms: int) -> list[Effect]:
+        if not self.pause_until_ms or now_ms < self.pause_until_ms:
+            return []
+        return self._resume(event, now_ms)
+
+
+Move = Callable[[Member, Event, int], list[Effect]]
+
+_HERE = tuple(state for state in State if state is not State.LEFT)
+
+MOVES: dict[tuple[State, type[Any]], Move] = {
+    (State.JOINING, Tick): Member._look,
+    (State.JOINING, PeersSeen): Member._look,
+    (State.JOINING, BaseLoaded): Member._loaded,
+    (State.JOINING, TrainerUp): Member._look,
+    (State.JOINING, Hindered): Member._look,
+    (State.SYNCING, BaseLoaded): Member._loaded,
+    (State.SYNCING, CatchUpFailed): Member._not_caught_up,
+    (State.TRAINING, Tick): Member._boundary,
+    (State.TRAINING, PeersSeen): Member._train_on,
+    (State.TRAINING, TrainerDown): Member._train_on,
+    (State.STOPPING, Tick): Member._deadline,
+    (State.STOPPING, Trained): Member._trained,
+    (State.STOPPING, TrainerDown): Member._trainer_lost,
+    (State.GATHERING, Tick): Member._deadline,
+    (State.GATHERING, Rostered): Member._rostered,
+    (State.REDUCING, Tick): Member._deadline,
+    (State.REDUCING, Reduced): Member._reduced,
+    (State.SETTLING, Tick): Member._deadline,
+    (State.SETTLING, Settled): Member._settled,
+    (State.COMMITTING, Committed): Member._committed,
+    (State.PAUSED, Tick): Member._pause_over,
+    (State.PAUSED, BaseLoaded): Member._loaded,
+    (State.PAUSED, ResumeAsked): Member._resume,
+    (State.COMMITTING, ResumeAsked): Member._resume,
+} | {
+    (state, Failed): Member._failed for state in IN_ROUND
+} | {
+    (state, PauseAsked): Member._pause for state in _HERE
+} | {
+    (state, LeaveAsked): Member._leave for state in _HERE
+}  # fmt: skip

@@ -1,0 +1,79 @@
+"""Agreeing on a round's result: Merkle roots over parts, signed votes, and when votes are enough.
+
+Everybody who holds all parts computes the next base and votes for it, so a vote certifies the bits that came out,
+not only the bytes that went in: a machine whose arithmetic differs is found out before it commits anything.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+
+from protocols.canonical import Json, is_digest, take
+from protocols.refusal import Reason, Refused
+
+
+def merkle(leaves: Sequence[str]) -> str:
+    """Root over hexadecimal digests, in order: the tree hash of RFC 6962 §2.1 (leaves 0x00, nodes 0x01)."""
+
+    def tree(hashes: Sequence[bytes]) -> bytes:
+        if len(hashes) == 1:
+            return hashes[0]
+        split = 1 << (len(hashes) - 1).bit_length() - 1
+        return sha256(b"\x01" + tree(hashes[:split]) + tree(hashes[split:])).digest()
+
+    if not leaves:
+        return sha256(b"").hexdigest()
+    return tree([sha256(b"\x00" + bytes.fromhex(leaf)).digest() for leaf in leaves]).hex()
+
+
+def quorum(members: int) -> int:
+    """Votes that commit: more than half."""
+    return members // 2 + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Vote:
+    """What a member of `roster` (a digest) holds to be the result of `round`: `root` over the encoded parts, and the
+    base `after`, at `height` and `weight`, that they lead to from `before`. `coverage_ppm`: parts per million of
+    (member, element) pairs that are in the mean."""
+
+    run: str
+    round: int
+    fragment: int
+    roster: str
+    root: str
+    coverage_ppm: int
+    before: str
+    after: str
+    height: int
+    weight: int
+
+    def to_body(self) -> Json:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    @classmethod
+    def from_body(cls, body: Json) -> "Vote":
+        take(body, cls.__annotations__)
+        vote = cls(**body)
+        if not all(map(is_digest, (vote.run, vote.roster, vote.root, vote.before, vote.after))):
+            raise Refused(Reason.MALFORMED, "something that should be a digest is not")
+        if not 0 <= vote.coverage_ppm <= 1_000_000 or not 0 <= vote.fragment < 64:
+            raise Refused(Reason.OUT_OF_RANGE, "coverage or fragment")
+        if not 0 < vote.height < 1 << 53 or not 0 < vote.weight < 1 << 53:
+            raise Refused(Reason.OUT_OF_RANGE, "height or weight")
+        return vote
+
+
+def coverage_ppm(sizes: Sequence[int], contributors: Sequence[int], members: int) -> int:
+    """`sizes[i]` elements of part i, of which `contributors[i]` members of `members` are in the mean."""
+    pairs = sum(size * count for size, count in zip(sizes, contributors, strict=True))
+    return pairs * 1_000_000 // (sum(sizes) * members)
+
+
+def winner(votes: Sequence[Vote], members: int, present: int) -> Vote | None:
+    """The result that a majority voted for, of the roster and of the `present` peers that we saw live on this base at the
+    boundary: two leaders can make two rosters, but not two majorities of the same crowd. One vote a member is given."""
+    for candidate in set(votes):
+        if votes.count(candidate) >= max(quorum(members), quorum(present)):
+            return candidate
+    return None
