@@ -100,6 +100,21 @@ class Entry:
             raise Refused(Reason.NO_QUORUM, f"{len(voters)} votes of a roster of {len(roster.members)}")
         return cls(vote, roster, tuple(parts), tuple(sizes), tuple(votes)), start
 
+    @classmethod
+    def split(cls, data: bytes, run: str, verify: Verify) -> tuple["Entry", list[bytes]]:
+        """A whole entry's bytes → (entry, its parts, each of the digest that was voted for)."""
+        entry, at = cls.parse(data, run, verify)
+        parts = []
+        for size, expected in zip(entry.sizes, entry.parts, strict=True):
+            part = data[at : at + size]
+            if digest(part) != expected:
+                raise Refused(Reason.BAD_DIGEST, f"a part of entry {entry.vote.height}")
+            parts.append(part)
+            at += size
+        if at != len(data):
+            raise Refused(Reason.MALFORMED, f"bytes behind entry {entry.vote.height}")
+        return entry, parts
+
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:

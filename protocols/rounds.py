@@ -460,10 +460,7 @@ MOVES: dict[tuple[State, type[Any]], Move] = {
     (State.PAUSED, BaseLoaded): Member._loaded,
     (State.PAUSED, ResumeAsked): Member._resume,
     (State.COMMITTING, ResumeAsked): Member._resume,
-} | {
-    (state, Failed): Member._failed for state in IN_ROUND
-} | {
-    (state, PauseAsked): Member._pause for state in _HERE
-} | {
-    (state, LeaveAsked): Member._leave for state in _HERE
-}  # fmt: skip
+}
+MOVES.update({(state, Failed): Member._failed for state in IN_ROUND})
+MOVES.update({(state, PauseAsked): Member._pause for state in _HERE})
+MOVES.update({(state, LeaveAsked): Member._leave for state in _HERE})

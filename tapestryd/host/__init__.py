@@ -1,0 +1,1 @@
+"""This machine: its files, clock, processes and people."""

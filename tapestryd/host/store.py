@@ -1,0 +1,289 @@
+"""The state directory: one daemon's files. Written temp, fsync, rename; a newer schema is refused, never guessed at.
+
+    state_dir/
+    ├── lock                    one daemon at a time
+    ├── schema                  "1"
+    ├── identity.key            0400
+    ├── current                 the joined run, as an invite
+    └── runs/<run_id>/
+        ├── rules.json          canonical run rules
+        ├── tokenizer.json      if the rules name one
+        ├── rounds.jsonl        what this node lived through, one story a line
+        ├── log/0000000012.entry
+        └── snapshots/0000000008.{json,base}
+Knows files and digests; nothing of peers, rounds or tensors beyond bytes.
+"""
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO
+
+from protocols import limits
+from protocols.canonical import Verify, digest
+from protocols.control import Story
+from protocols.lineage import Entry, Snapshot
+from protocols.refusal import Refused
+from protocols.rules import RunRules
+from tapestryd.errors import DiskFull, StateFault
+
+log = logging.getLogger(__name__)
+
+SCHEMA = "1"
+STORIES = 500
+
+
+@contextmanager
+def saying_disk_full(what: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(f"{what}: the disk is full; nothing was lost, make room and it goes on") from None
+        raise
+
+
+def write(path: Path, *chunks: bytes | memoryview) -> None:
+    """Replace `path` whole, or not at all. Raises DiskFull."""
+    temporary = path.with_name(path.name + ".new")
+    with saying_disk_full(path):
+        try:
+            with temporary.open("wb") as file:
+                for chunk in chunks:
+                    file.write(chunk)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.rename(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+class StateDir:
+    """Holds the lock until `close`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock: IO[str] = (path / "lock").open("a+")
+        except OSError as error:
+            raise StateFault(f"node.state_dir = {path}: {error.strerror}; choose a folder that the daemon's user may write") from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.close()
+            raise StateFault(f"node.state_dir = {path}: another tapestryd runs on it; stop that one or choose another folder") from None
+        schema = path / "schema"
+        found = schema.read_text().strip() if schema.exists() else SCHEMA
+        if found != SCHEMA:
+            self._lock.close()
+            raise StateFault(
+                f"{schema}: schema {found!r}, this version knows {SCHEMA!r}; upgrade tapestryd, or move {path} away to start anew"
+            )
+        if not schema.exists():
+            write(schema, SCHEMA.encode())
+
+    def close(self) -> None:
+        self._lock.close()
+
+    @property
+    def current(self) -> str:
+        """The joined run as an invite, or ""."""
+        path = self.path / "current"
+        return path.read_text().strip() if path.exists() else ""
+
+    @current.setter
+    def current(self, invite: str) -> None:
+        if invite:
+            write(self.path / "current", invite.encode())
+        else:
+            (self.path / "current").unlink(missing_ok=True)
+
+    def run(self, run_id: str) -> "RunStore":
+        return RunStore(self.path / "runs" / run_id, run_id)
+
+
+class RunStore:
+    """One run's files; what others may fetch of them is exactly what the Shelf in swarm/lineage.py names."""
+
+    def __init__(self, path: Path, run_id: str) -> None:
+        self.path = path
+        self.run_id = run_id
+        self._log = path / "log"
+        self._snapshots = path / "snapshots"
+        for folder in (self._log, self._snapshots):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for leftover in [*path.rglob("*.new")]:
+            leftover.unlink()
+
+    # Rules and tokenizer.
+
+    def rules(self) -> bytes:
+        return (self.path / "rules.json").read_bytes()
+
+    def load_rules(self) -> RunRules | None:
+        """Raises StateFault if they are damaged."""
+        if not (self.path / "rules.json").exists():
+            return None
+        try:
+            return RunRules.from_canonical(self.rules(), self.run_id)
+        except Refused as refused:
+            raise StateFault(f"{self.path / 'rules.json'}: {refused.detail}; delete it, the peers have it") from None
+
+    def keep_rules(self, rules: RunRules, tokenizer: bytes) -> None:
+        if tokenizer:
+            write(self.path / "tokenizer.json", tokenizer)
+        write(self.path / "rules.json", rules.canonical())
+
+    def tokenizer(self) -> bytes:
+        path = self.path / "tokenizer.json"
+        return path.read_bytes() if path.exists() else b""
+
+    # Log.
+
+    def _entry(self, height: int) -> Path:
+        return self._log / f"{height:010d}.entry"
+
+    def write_entry(self, entry: Entry, *parts: bytes) -> None:
+        write(self._entry(entry.vote.height), entry.head(), *parts)
+
+    def entry_size(self, height: int) -> int | None:
+        path = self._entry(height)
+        return path.stat().st_size if path.exists() else None
+
+    def read_entry(self, height: int, offset: int, size: int) -> bytes:
+        with self._entry(height).open("rb") as file:
+            file.seek(offset)
+            return file.read(size)
+
+    def load_entry(self, height: int, verify: Verify) -> tuple[Entry, list[bytes]] | None:
+        """Entry and parts, verified; a damaged file is set aside and is as good as absent."""
+        path = self._entry(height)
+        if not path.exists():
+            return None
+        try:
+            return Entry.split(path.read_bytes(), self.run_id, verify)
+        except Refused as refused:
+            set_aside(path, str(refused))
+            return None
+
+    # Snapshots.
+
+    def _manifest(self, height: int) -> Path:
+        return self._snapshots / f"{height:010d}.json"
+
+    def write_snapshot(self, snapshot: Snapshot, theta: memoryview, velocity: memoryview) -> None:
+        write(self._manifest(snapshot.tip.height).with_suffix(".base"), theta, velocity)
+        write(self._manifest(snapshot.tip.height), snapshot.to_bytes())
+
+    def prune_snapshots(self, keep: int) -> None:
+        """Keep genesis and the newest `keep`."""
+        heights = sorted(int(path.stem) for path in self._snapshots.glob("*.json"))
+        for height in [height for height in heights if height > 0][:-keep]:
+            self._manifest(height).unlink()
+            self._manifest(height).with_suffix(".base").unlink(missing_ok=True)
+
+    def snapshots(self) -> list[Snapshot]:
+        """Manifests of whole snapshots, oldest first. Damaged ones are set aside."""
+        rules = self.load_rules()
+        found = []
+        for path in sorted(self._snapshots.glob("*.json")) if rules else []:
+            assert rules is not None
+            layout = rules.layout()
+            try:
+                snapshot = Snapshot.parse(path.read_bytes(), run=self.run_id, elements=layout.elements, fragments=layout.fragments)
+                if path.with_suffix(".base").stat().st_size != snapshot.size:
+                    raise OSError("cut short")
+                found.append(snapshot)
+            except (Refused, OSError) as error:
+                set_aside(path, str(error))
+        return found
+
+    def read_snapshot(self, base: str, piece: int) -> bytes | None:
+        for snapshot in self.snapshots():
+            if snapshot.tip.base == base and 0 <= piece < len(snapshot.pieces):
+                with self.snapshot_file(snapshot).open("rb") as file:
+                    file.seek(piece * limits.PIECE_BYTES)
+                    return file.read(limits.PIECE_BYTES)
+        return None
+
+    def snapshot_file(self, snapshot: Snapshot) -> Path:
+        return self._manifest(snapshot.tip.height).with_suffix(".base")
+
+    def set_snapshot_aside(self, snapshot: Snapshot, why: str) -> None:
+        set_aside(self._manifest(snapshot.tip.height), why)
+
+    def download(self, snapshot: Snapshot) -> "Download":
+        return Download(self._snapshots / f"{snapshot.tip.base}.part", snapshot)
+
+    def keep_download(self, snapshot: Snapshot, download: "Download") -> None:
+        with saying_disk_full(download.path), download.path.open("rb") as file:
+            os.fsync(file.fileno())
+        download.path.rename(self.snapshot_file(snapshot))
+        write(self._manifest(snapshot.tip.height), snapshot.to_bytes())
+
+    def supersede(self) -> None:
+        """Another branch won: move our log and snapshots out of the way, whole, where their owner can still find them."""
+        number = len(list(self.path.glob("superseded-*")))
+        aside = self.path / f"superseded-{number}"
+        aside.mkdir()
+        for folder in (self._log, self._snapshots):
+            shutil.move(folder, aside / folder.name)
+            folder.mkdir(mode=0o700)
+        log.warning("our branch was superseded; its files are kept in %s", aside)
+
+    # History.
+
+    def tell(self, story: Story) -> None:
+        with saying_disk_full(self.path), (self.path / "rounds.jsonl").open("a") as file:
+            file.write(json.dumps(asdict(story)) + "\n")
+
+    def stories(self) -> list[Story]:
+        path = self.path / "rounds.jsonl"
+        if not path.exists():
+            return []
+        found = []
+        for line in path.read_text().splitlines()[-STORIES:]:
+            with suppress(ValueError, TypeError):
+                raw = json.loads(line)
+                found.append(Story(**{**raw, "members": tuple(raw["members"])}))
+        return found
+
+
+class Download:
+    """A snapshot on its way: pieces lie at their places in one file, and each proves itself by its digest, so a
+    restart goes on where it was with nothing else remembered."""
+
+    def __init__(self, path: Path, snapshot: Snapshot) -> None:
+        self.path = path
+        self._snapshot = snapshot
+        with saying_disk_full(path), path.open("ab") as file:
+            file.truncate(snapshot.size)
+
+    def have(self, piece: int) -> bool:
+        with self.path.open("rb") as file:
+            file.seek(piece * limits.PIECE_BYTES)
+            return digest(file.read(limits.PIECE_BYTES)) == self._snapshot.pieces[piece]
+
+    def keep(self, piece: int, data: bytes) -> None:
+        with saying_disk_full(self.path), self.path.open("r+b") as file:
+            file.seek(piece * limits.PIECE_BYTES)
+            file.write(data)
+
+
+def set_aside(path: Path, why: str) -> None:
+    log.warning("%s is damaged (%s): set aside as %s.damaged", path, why, path.name)
+    path.rename(path.with_name(path.name + ".damaged"))

@@ -1,0 +1,1 @@
+"""The others: everything that crosses to another machine. The only room that imports hivemind."""

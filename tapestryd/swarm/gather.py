@@ -1,0 +1,138 @@
+"""Perform a roster: call the round's leader, or be the leader for whoever calls.
+
+The order of leaders and what makes a roster acceptable are in protocols/grouping.py. A call is answered twice:
+"accepted" at once, so that a dead leader is noticed within a second, and the signed roster when it closes.
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from protocols import limits
+from protocols.canonical import Json, Sign, Signed, Verify, take
+from protocols.grouping import ATTEMPTS, Roster, accept, order
+from protocols.refusal import Reason, Refused
+from tapestryd.swarm.node import Node
+from tapestryd.swarm.streams import Gone, Stream
+
+log = logging.getLogger(__name__)
+
+_ACK_S = 1.5
+_PARKED_ROUNDS = 4
+"""Rounds for which calls may wait here at once: this one, and what skewed clocks and stale peers make of it."""
+
+
+@dataclass(slots=True)
+class _Parked:
+    """Calls of one (round, base), until our own gathering of it answers them."""
+
+    callers: dict[str, bool] = field(default_factory=dict)
+    """peer → whether it can reduce"""
+    answer: "asyncio.Future[Json]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Gathering:
+    def __init__(self, node: Node, run: str, min_peers: int, sign: Sign, verify: Verify) -> None:
+        self._node = node
+        self._run = run
+        self._min_peers = min_peers
+        self._sign = sign
+        self._verify = verify
+        self._parked: dict[tuple[int, str], _Parked] = {}
+
+    async def serve(self) -> None:
+        await self._node.serve("call", self._called)
+
+    async def _called(self, stream: Stream) -> None:
+        head, _ = await stream.receive(0)
+        take(head, {"round": int, "before": str, "reducer": bool})
+        parked = self._park((head["round"], head["before"]))
+        if len(parked.callers) >= limits.ROSTER_MEMBERS:
+            raise Refused(Reason.OUT_OF_RANGE, "the roster is full")
+        parked.callers[stream.peer] = head["reducer"]
+        parked.changed.set()
+        await stream.send({"accepted": True})
+        try:
+            answer = await asyncio.wait_for(asyncio.shield(parked.answer), 60)
+        except TimeoutError:
+            raise Refused(Reason.OTHER_ROUND, f"nobody gathers round {head['round']} here") from None
+        await stream.send(answer)
+
+    def _park(self, key: tuple[int, str]) -> _Parked:
+        if key not in self._parked:
+            while len(self._parked) >= _PARKED_ROUNDS:
+                oldest = min(self._parked, key=lambda k: k[0])
+                self._close(oldest, {"refused": Reason.OTHER_ROUND.value, "detail": "the round is over"})
+            self._parked[key] = _Parked()
+        return self._parked[key]
+
+    def _close(self, key: tuple[int, str], answer: Json) -> None:
+        parked = self._parked.pop(key, None)
+        if parked and not parked.answer.done():
+            parked.answer.set_result(answer)
+
+    async def perform(
+        self, round: int, fragment: int, before: str, others: Sequence[str], reducer: bool, windows_s: Sequence[float]
+    ) -> Roster:
+        """The roster of this round. `others`: peers seen on this base; `windows_s[i]`: seconds from now in which leader i's
+        roster closes. Raises Gone when no leader came to one that we are in."""
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        me = self._node.peer_id
+        leaders = order(self._run, round, [me, *others])[:ATTEMPTS]
+        key = (round, before)
+        why = "nobody to call"
+        for leader, window in zip(leaders, windows_s, strict=False):
+            closes = start + window
+            try:
+                if leader == me:
+                    return await self._lead(key, fragment, others, reducer, closes)
+                margin = (windows_s[0]) / 4
+                roster = await self._call(leader, key, fragment, reducer, closes + margin)
+                self._close(key, {"refused": Reason.OTHER_ROSTER.value, "detail": f"{leader[-6:]} leads"})
+                return roster
+            except (Gone, Refused) as error:
+                why = str(error)
+                log.info("round=%d leader=%s gives no roster: %s", round, leader[-6:], error)
+        self._close(key, {"refused": Reason.OTHER_ROUND.value, "detail": "no roster here either"})
+        raise Gone(why)
+
+    async def _lead(self, key: tuple[int, str], fragment: int, others: Sequence[str], reducer: bool, closes: float) -> Roster:
+        """Wait until all `others` have called or the window is over."""
+        loop = asyncio.get_running_loop()
+        parked = self._park(key)
+        while not set(others) <= set(parked.callers) and loop.time() < closes:
+            parked.changed.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(parked.changed.wait(), max(0.0, closes - loop.time()))
+        members = order(self._run, key[0], {self._node.peer_id, *parked.callers})
+        able = {peer for peer, can in parked.callers.items() if can} | ({self._node.peer_id} if reducer else set())
+        reducers = tuple(peer for peer in members if peer in able)
+        if len(members) < self._min_peers or not reducers:
+            self._close(key, {"refused": Reason.OUT_OF_RANGE.value, "detail": f"only {len(members)} came"})
+            raise Gone(f"only {len(members)} of at least {self._min_peers} came to our own roster")
+        roster = Roster(self._run, key[0], fragment, key[1], tuple(members), reducers)
+        self._close(key, {"roster": Signed.make("roster", roster.to_body(), self._node.peer_id, self._sign).to_json()})
+        return roster
+
+    async def _call(self, leader: str, key: tuple[int, str], fragment: int, reducer: bool, closes: float) -> Roster:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout_at(closes):
+                stream = await self._node.open(leader, "call")
+                try:
+                    await stream.send({"round": key[0], "before": key[1], "reducer": reducer})
+                    await stream.answer(timeout=_ACK_S)
+                    head, _ = await stream.answer(timeout=max(0.0, closes - loop.time()))
+                finally:
+                    stream.close()
+        except TimeoutError:
+            raise Gone("no roster in its window") from None
+        take(head, {"roster": dict})
+        return accept(
+            head["roster"], run=self._run, round=key[0], fragment=fragment, before=key[1], me=self._node.peer_id,
+            leader=leader, min_peers=self._min_peers, verify=self._verify,
+        )  # fmt: skip

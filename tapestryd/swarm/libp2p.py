@@ -1,0 +1,121 @@
+"""p2pd, the libp2p daemon from hivemind's wheel, as a child of ours.
+
+hivemind can start p2pd itself, but then its control sockets lie in /tmp where any local user may drive them, it
+inherits our whole environment, and it outlives a killed parent by half a minute, holding the port. So we start it:
+sockets in a private folder, an empty environment, and death with its parent (decisions/0003).
+"""
+
+import asyncio
+import ctypes
+import shutil
+import signal
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from hivemind.p2p import P2P
+from hivemind.utils.multiaddr import Multiaddr
+
+from tapestryd.errors import Unavailable
+
+_PR_SET_PDEATHSIG = 1
+_START_S = 20.0
+
+
+class Libp2p:
+    """A running p2pd and a handle on it in our event loop. `p2p.peer_id` is the identity's."""
+
+    def __init__(self, process: asyncio.subprocess.Process, p2p: P2P, folder: Path, reader: "asyncio.Task[None]") -> None:
+        self.process = process
+        self.p2p = p2p
+        self._folder = folder
+        self._reader = reader
+
+    @classmethod
+    async def start(cls, identity: Path, listen: Sequence[str], announce: Sequence[str], bootstrap: Sequence[str]) -> "Libp2p":
+        """Raises Unavailable with p2pd's own words if it does not come up (a port in use, say)."""
+        folder = Path(tempfile.mkdtemp(prefix="tapestry-p2p-"))  # 0700, and short: unix socket paths end at 107 bytes
+
+        class Here(P2P):  # type: ignore[misc]
+            _UNIX_SOCKET_PREFIX = f"/unix{folder}/"
+
+        control = f"/unix{folder}/control.sock"
+        with as_file(files("hivemind.hivemind_cli") / "p2pd") as binary:
+            arguments = [
+                str(binary), f"-listen={control}", f"-id={identity}", "-dhtServer=1", "-tls=1", "-connManager=1",
+                "-autonat=1", "-relay=1", "-natPortMap=0", "-idleTimeout=60s", f"-hostAddrs={','.join(listen)}",
+            ]  # fmt: skip
+            if announce:
+                arguments.append(f"-announceAddrs={','.join(announce)}")
+            if bootstrap:
+                arguments += ["-b", f"-bootstrapPeers={','.join(bootstrap)}"]
+            process = await asyncio.create_subprocess_exec(
+                *arguments,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                env={"HOME": str(folder), "GOLOG_LOG_LEVEL": "error"},
+                preexec_fn=_die_with_parent,
+                start_new_session=True,
+            )
+        assert process.stdout is not None
+        said = b""
+        try:
+            async with asyncio.timeout(_START_S):
+                while not said.startswith(b"Peer ID:"):
+                    line = await process.stdout.readline()
+                    if not line:
+                        raise Unavailable(_why(said, listen))
+                    said = line
+            p2p = await Here.replicate(Multiaddr(control))
+        except BaseException as error:
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+            shutil.rmtree(folder, ignore_errors=True)
+            if isinstance(error, TimeoutError):
+                raise Unavailable(f"p2pd did not start within {_START_S:.0f} s on {', '.join(listen)}") from None
+            raise
+        return cls(process, p2p, folder, asyncio.create_task(_drain(process.stdout)))
+
+    async def addresses(self) -> list[str]:
+        """Where others may dial us, without the peer id; loopback only if there is nothing else."""
+        _, found = await self.p2p._client.identify()
+        addresses = sorted({str(address) for address in found})
+        outside = [address for address in addresses if not address.startswith(("/ip4/127.", "/ip6/::1/"))]
+        return outside or addresses
+
+    async def stop(self) -> None:
+        await self.p2p.shutdown()
+        with suppress(ProcessLookupError):
+            self.process.terminate()
+        try:
+            async with asyncio.timeout(3):
+                await self.process.wait()
+        except TimeoutError:
+            self.process.kill()
+            await self.process.wait()
+        self._reader.cancel()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+_libc = ctypes.CDLL(None)
+
+
+def _die_with_parent() -> None:
+    """In the child, before exec: no p2pd without its daemon, however that ended."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _why(said: bytes, listen: Sequence[str]) -> str:
+    words = said.decode(errors="replace").strip()[-300:]
+    if "address already in use" in words or "failed to listen" in words:
+        return f"network.listen = {', '.join(listen)}: the port is in use by another process; stop it or choose another port ({words})"
+    return f"p2pd ended at start: {words or 'it said nothing'}"
+
+
+async def _drain(output: asyncio.StreamReader) -> None:
+    while await output.read(65536):
+        pass

@@ -1,0 +1,197 @@
+"""Serve and fetch what makes a lineage: run rules, tokenizer, snapshots, log entries.
+
+All of it is immutable and named by digest, so any peer may serve it, donors never pause, and a download goes on
+from whoever is still there. Formats and checks are in protocols/lineage.py.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol, TypeVar
+
+from protocols import limits
+from protocols.canonical import Verify, digest, take
+from protocols.lineage import Entry, Snapshot, Tip
+from protocols.refusal import Reason, Refused
+from protocols.rules import RunRules
+from tapestryd.swarm.node import Node
+from tapestryd.swarm.streams import Gone, Stream
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Shelf(Protocol):
+    """The files that this node can serve; implemented by the store."""
+
+    def rules(self) -> bytes: ...
+    def tokenizer(self) -> bytes: ...
+    def snapshots(self) -> list[Snapshot]: ...
+    def read_snapshot(self, base: str, piece: int) -> bytes | None: ...
+    def entry_size(self, height: int) -> int | None: ...
+    def read_entry(self, height: int, offset: int, size: int) -> bytes: ...
+
+
+class Donor:
+    """Answers the four questions of a joiner. Never blocks on anything but its own disk."""
+
+    def __init__(self, node: Node, shelf: Shelf) -> None:
+        self._node = node
+        self._shelf = shelf
+
+    async def serve(self) -> None:
+        for verb, handler in (("rules", self._rules), ("tokenizer", self._tokenizer), ("snapshots", self._snapshots)):
+            await self._node.serve(verb, handler)
+        await self._node.serve("piece", self._piece)
+        await self._node.serve("entry", self._entry)
+
+    async def _rules(self, stream: Stream) -> None:
+        await stream.receive(0)
+        await stream.send({}, self._shelf.rules())
+
+    async def _tokenizer(self, stream: Stream) -> None:
+        await stream.receive(0)
+        await stream.send({}, await asyncio.to_thread(self._shelf.tokenizer))
+
+    async def _snapshots(self, stream: Stream) -> None:
+        """The manifest of the snapshot asked for by base digest; without one, of the newest."""
+        head, _ = await stream.receive(0)
+        take(head, {"base": str})
+        found = [snapshot for snapshot in self._shelf.snapshots() if head["base"] in ("", snapshot.tip.base)]
+        if not found:
+            raise Refused(Reason.STALE, "we do not keep that snapshot")
+        await stream.send({}, max(found, key=lambda snapshot: snapshot.tip.height).to_bytes())
+
+    async def _piece(self, stream: Stream) -> None:
+        head, _ = await stream.receive(0)
+        take(head, {"base": str, "piece": int})
+        piece = await asyncio.to_thread(self._shelf.read_snapshot, head["base"], head["piece"])
+        if piece is None:
+            raise Refused(Reason.STALE, "we do not keep that piece")
+        await stream.send({}, piece)
+
+    async def _entry(self, stream: Stream) -> None:
+        head, _ = await stream.receive(0)
+        take(head, {"height": int, "offset": int})
+        size = self._shelf.entry_size(head["height"])
+        if size is None or not 0 <= head["offset"] < size:
+            raise Refused(Reason.STALE, f"we do not keep entry {head['height']}")
+        data = await asyncio.to_thread(self._shelf.read_entry, head["height"], head["offset"], limits.PIECE_BYTES)
+        await stream.send({"size": size}, data)
+
+
+class Fetcher:
+    """Asks donors, one after the other, until one has it. What comes is verified before it is returned."""
+
+    def __init__(self, node: Node, run: str, verify: Verify) -> None:
+        self._node = node
+        self._run = run
+        self._verify = verify
+        self.entry_bytes = 0
+        """The largest entry that the rules allow; set once the rules are known."""
+
+    async def _any(self, donors: Sequence[str], what: str, ask: Callable[[str], Awaitable[T]]) -> T:
+        why = "nobody to ask"
+        for donor in donors:
+            try:
+                return await ask(donor)
+            except Gone as gone:
+                why = str(gone)
+            except Refused as refused:
+                self._node.refused(refused, what, donor)
+                why = str(refused)
+        raise Gone(f"{what}: {why}")
+
+    async def rules(self, donors: Sequence[str]) -> RunRules:
+        """The rules of our run, of its hash."""
+
+        async def ask(donor: str) -> RunRules:
+            _, body = await self._node.ask(donor, "rules", {}, body_bytes=limits.RULES_BYTES)
+            return RunRules.from_canonical(bytes(body), self._run)
+
+        return await self._any(donors, "rules", ask)
+
+    async def tokenizer(self, donors: Sequence[str], expected: str) -> bytes:
+        async def ask(donor: str) -> bytes:
+            _, body = await self._node.ask(donor, "tokenizer", {}, body_bytes=limits.TOKENIZER_BYTES)
+            if digest(bytes(body)) != expected:
+                raise Refused(Reason.BAD_DIGEST, "not the tokenizer of the rules")
+            return bytes(body)
+
+        return await self._any(donors, "tokenizer", ask)
+
+    async def snapshot(self, donors: Sequence[str], elements: int, fragments: int, genesis: str) -> Snapshot:
+        """A manifest whose base is genesis, or what a certified log entry leads to."""
+
+        async def ask(donor: str) -> Snapshot:
+            _, body = await self._node.ask(donor, "snapshots", {"base": ""}, body_bytes=limits.FRAME_BYTES)
+            found = Snapshot.parse(bytes(body), run=self._run, elements=elements, fragments=fragments)
+            if found.tip.height == 0:
+                if found.tip != Tip(0, 0, genesis):
+                    raise Refused(Reason.BAD_DIGEST, "not the genesis of the rules")
+            else:
+                entry, _ = await self._entry(donor, found.tip.height)
+                if entry.tip != found.tip:
+                    raise Refused(Reason.NO_QUORUM, "no certificate leads to this snapshot")
+            return found
+
+        return await self._any(donors, "snapshot", ask)
+
+    async def pieces(
+        self, donors: Sequence[str], snapshot: Snapshot, have: Callable[[int], bool], keep: Callable[[int, bytes], None]
+    ) -> None:
+        """Every piece that `have` lacks, from all donors side by side; each is checked, then handed to `keep`. A donor
+        that fails is left out; Gone when none is left."""
+        wanted = [piece for piece in range(len(snapshot.pieces)) if not have(piece)]
+        wanted.reverse()
+
+        async def draw(donor: str) -> None:
+            while wanted:
+                piece = wanted.pop()
+                try:
+                    head = {"base": snapshot.tip.base, "piece": piece}
+                    _, body = await self._node.ask(donor, "piece", head, body_bytes=limits.PIECE_BYTES)
+                    if digest(bytes(body)) != snapshot.pieces[piece]:
+                        raise Refused(Reason.BAD_DIGEST, f"piece {piece}")
+                    await asyncio.to_thread(keep, piece, bytes(body))
+                except Gone as gone:
+                    wanted.append(piece)
+                    log.info("snapshot: %s", gone)
+                    return
+                except Refused as refused:
+                    wanted.append(piece)
+                    self._node.refused(refused, "piece", donor)
+                    return
+
+        await asyncio.gather(*(draw(donor) for donor in donors))
+        if wanted:
+            raise Gone(f"{len(wanted)} pieces of snapshot {snapshot.tip.base[:12]} are not to be had")
+
+    async def entry(self, donors: Sequence[str], height: int) -> tuple[Entry, bytes]:
+        """The certified entry that led to `height`, and its whole bytes."""
+
+        async def ask(donor: str) -> tuple[Entry, bytes]:
+            return await self._entry(donor, height)
+
+        return await self._any(donors, "entry", ask)
+
+    async def _entry(self, donor: str, height: int) -> tuple[Entry, bytes]:
+        data = bytearray()
+        entry: Entry | None = None
+        size = 1
+        while len(data) < size:
+            head, body = await self._node.ask(donor, "entry", {"height": height, "offset": len(data)}, body_bytes=limits.PIECE_BYTES)
+            take(head, {"size": int})
+            data += body
+            if entry is None:
+                entry, start = Entry.parse(bytes(data), self._run, self._verify)
+                size = start + sum(entry.sizes)
+                if size > self.entry_bytes:
+                    raise Refused(Reason.TOO_LARGE, f"an entry of {size} bytes where the rules allow {self.entry_bytes}")
+            if head["size"] != size or not body or len(data) > size:
+                raise Refused(Reason.MALFORMED, f"entry {height} has another size than its head says")
+        assert entry is not None
+        if entry.vote.height != height:
+            raise Refused(Reason.OTHER_ROUND, f"an entry of height {entry.vote.height} for {height}")
+        return entry, bytes(data)

@@ -1,0 +1,98 @@
+"""One roster at work on this node: the parts and votes that have arrived, and who waits for them.
+
+Streams of other members may come before our own roster does, so they wait here for it, by digest.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from protocols import limits
+from protocols.canonical import Signed
+from protocols.grouping import Roster, parts
+from protocols.refusal import Reason, Refused
+from protocols.settling import Vote
+
+_EARLY_S = 15.0
+_KEPT = 3
+"""Meetings kept after their round, for members that repair late."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What a part weighs on the wire, from run rules: elements → bytes."""
+
+    block: int
+    up: int
+    down: int
+
+    def offer(self, elements: int) -> int:
+        return _encoded(elements, self.up, self.block)
+
+    def part(self, elements: int) -> int:
+        """BITMAP bytes of who is in the mean, then the encoded mean."""
+        return BITMAP + _encoded(elements, self.down, self.block)
+
+
+BITMAP = limits.ROSTER_MEMBERS // 8
+
+
+def _encoded(elements: int, bits: int, block: int) -> int:
+    """As specified in protocols/codec.md."""
+    return 4 * elements if bits == 32 else 4 * -(-elements // block) + elements * bits // 8
+
+
+class Meeting:
+    """`slices[i]`: elements of the fragment that reducer i reduces. `offers`: what members sent us for our own part.
+    `blobs[i]`: part i as its reducer published it. `ballots`: first vote of each member, with the parts' digests."""
+
+    def __init__(self, roster: Roster, elements: int, block: int) -> None:
+        self.roster = roster
+        self.slices = parts(elements, len(roster.reducers), block)
+        self.offers: dict[str, bytearray] = {}
+        self.blobs: dict[int, bytes] = {}
+        self.ballots: dict[str, tuple[Signed, Vote, tuple[str, ...]]] = {}
+        self.changed = asyncio.Condition()
+
+    async def note(self) -> None:
+        """Something arrived: wake whoever waits."""
+        async with self.changed:
+            self.changed.notify_all()
+
+    async def wait(self, done: Callable[[], bool], by: float) -> bool:
+        """Wait until `done()` or loop time `by`; says whether it is done. `done` is asked again after each arrival."""
+        try:
+            async with asyncio.timeout_at(by), self.changed:
+                await self.changed.wait_for(done)
+        except TimeoutError:
+            return done()
+        return True
+
+    def index(self, peer: str) -> int:
+        """Place of `peer` in the roster; Refused if it has none."""
+        try:
+            return self.roster.members.index(peer)
+        except ValueError:
+            raise Refused(Reason.NOT_A_MEMBER, f"{peer[-6:]} is not in this roster") from None
+
+
+class Meetings:
+    def __init__(self) -> None:
+        self._open: dict[str, Meeting] = {}
+        self._opened = asyncio.Condition()
+
+    async def open(self, meeting: Meeting) -> None:
+        while len(self._open) >= _KEPT:
+            del self._open[next(iter(self._open))]
+        self._open[meeting.roster.digest] = meeting
+        async with self._opened:
+            self._opened.notify_all()
+
+    async def find(self, digest: str) -> Meeting:
+        """The meeting of that roster, waited for if its members are ahead of us. Refused if it does not come."""
+        try:
+            async with asyncio.timeout(_EARLY_S), self._opened:
+                await self._opened.wait_for(lambda: digest in self._open)
+        except TimeoutError:
+            raise Refused(Reason.OTHER_ROSTER, f"no roster {digest[:12]} here") from None
+        return self._open[digest]

@@ -1,0 +1,179 @@
+"""Our place among the peers: libp2p, the DHT, and one record in it.
+
+Runs hivemind's DHT node in our own event loop (no second Python process). Knows nothing of rounds: it publishes
+bytes, finds others' bytes, opens streams, and serves verbs.
+"""
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from hivemind.dht.node import DHTNode
+from hivemind.p2p import PeerID
+from hivemind.p2p.p2p_daemon_bindings.control import P2PDaemonError
+from hivemind.p2p.p2p_daemon_bindings.utils import ControlFailure
+from hivemind.utils.multiaddr import Multiaddr
+from hivemind.utils.timed_storage import get_dht_time
+
+from protocols import limits
+from protocols.canonical import Json
+from protocols.refusal import Refused
+from tapestryd.swarm.libp2p import Libp2p
+from tapestryd.swarm.streams import Body, Gone, Meter, Stream
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[Stream], Awaitable[None]]
+
+_STREAMS_A_PEER = 32
+"""Streams that one peer may have open to us at once; an honest one needs a few a round and a few to catch up."""
+
+_ASK_AGAIN_S = 10.0
+
+
+class Node:
+    """`prefix` names the run in DHT keys and protocol ids. `refusals` counts what was refused, by reason."""
+
+    def __init__(self, libp2p: Libp2p, dht: DHTNode, prefix: str, bootstrap: Sequence[str]) -> None:
+        self._libp2p = libp2p
+        self._dht = dht
+        self._prefix = prefix
+        self._bootstrap = {_peer_of(address): address for address in bootstrap}
+        self._hints: dict[str, list[str]] = {}
+        self._open: Counter[str] = Counter()
+        self._asked: dict[str, float] = {}
+        self.peer_id: str = libp2p.p2p.peer_id.to_base58()
+        self.meter = Meter()
+        self.refusals: Counter[str] = Counter()
+
+    @classmethod
+    async def start(cls, prefix: str, identity: Path, listen: Sequence[str], announce: Sequence[str], bootstrap: Sequence[str]) -> "Node":
+        """Comes up with or without a bootstrap peer in reach; `look` goes on asking them."""
+        libp2p = await Libp2p.start(identity, listen, announce, bootstrap)
+        try:
+            dht = await DHTNode.create(p2p=libp2p.p2p)
+        except BaseException:
+            await libp2p.stop()
+            raise
+        return cls(libp2p, dht, prefix, bootstrap)
+
+    async def stop(self) -> None:
+        with suppress(Exception):
+            await self._dht.shutdown()
+        await self._libp2p.stop()
+
+    @property
+    def alive(self) -> bool:
+        return self._libp2p.process.returncode is None
+
+    async def addresses(self) -> list[str]:
+        return (await self._libp2p.addresses())[: limits.ADDRESSES]
+
+    async def publish(self, record: bytes) -> bool:
+        """Store our presence record for PRESENCE_MS under our own subkey."""
+        expiration = get_dht_time() + limits.PRESENCE_MS / 1000
+        return bool(await self._dht.store(f"{self._prefix}/presence", record, expiration, subkey=self.peer_id))
+
+    async def look(self) -> dict[str, bytes]:
+        """All records under the run's key, by peer id; at most RECORDS. Asks bootstrap peers that are not yet known."""
+        await self._meet()
+        found = await self._dht.get(f"{self._prefix}/presence", latest=True)
+        if found is None or not isinstance(found.value, dict):
+            return {}
+        entries = list(found.value.items())[: limits.RECORDS]
+        return {peer: entry.value for peer, entry in entries if isinstance(peer, str) and peer != self.peer_id}
+
+    async def _meet(self) -> None:
+        known = {peer.to_base58() for peer in self._dht.protocol.routing_table.peer_id_to_uid}
+        now = time.monotonic()
+        for peer, address in self._bootstrap.items():
+            if peer in known or peer == self.peer_id or now - self._asked.get(peer, -_ASK_AGAIN_S) < _ASK_AGAIN_S:
+                continue
+            self._asked[peer] = now
+            self._hints.setdefault(peer, [address])
+            try:
+                async with asyncio.timeout(3):
+                    await self._connect(peer)
+                    await self._dht.protocol.call_ping(PeerID.from_base58(peer), strict=False)
+            except (Gone, TimeoutError):
+                log.debug("bootstrap peer %s does not answer", address)
+
+    def hint(self, peer: str, addresses: Sequence[str]) -> None:
+        """Where `peer` says it can be dialled."""
+        self._hints[peer] = list(addresses)
+
+    async def _connect(self, peer: str) -> None:
+        addresses = []
+        for address in self._hints.get(peer, []):
+            with suppress(ValueError):
+                addresses.append(Multiaddr(address))
+        try:
+            await self._libp2p.p2p._client.connect(PeerID.from_base58(peer), addresses)
+        except (ControlFailure, P2PDaemonError, OSError, EOFError) as error:
+            raise Gone(f"cannot dial {peer[-6:]}: {error}") from None
+
+    async def open(self, peer: str, verb: str) -> Stream:
+        """A stream to `peer`'s handler of `verb`. Raises Gone if it cannot be had within IO_S."""
+        try:
+            async with asyncio.timeout(limits.IO_S):
+                try:
+                    _, reader, writer = await self._stream(peer, verb)
+                except ControlFailure:
+                    await self._connect(peer)
+                    _, reader, writer = await self._stream(peer, verb)
+        except (ControlFailure, P2PDaemonError, OSError, EOFError, TimeoutError) as error:
+            raise Gone(f"{verb}: cannot open a stream to {peer[-6:]}: {error}") from None
+        return Stream(peer, verb, reader, writer, self.meter)
+
+    async def _stream(self, peer: str, verb: str) -> tuple[object, asyncio.StreamReader, asyncio.StreamWriter]:
+        found: tuple[object, asyncio.StreamReader, asyncio.StreamWriter] = await self._libp2p.p2p.call_binary_stream_handler(
+            PeerID.from_base58(peer), f"/{self._prefix}/{verb}"
+        )
+        return found
+
+    async def ask(self, peer: str, verb: str, head: Json, body: Body = b"", *, body_bytes: int = 0) -> tuple[Json, bytearray]:
+        """One question, one answer of at most `body_bytes`. Raises Gone, or Refused with the peer's reason."""
+        stream = await self.open(peer, verb)
+        try:
+            await stream.send(head, body)
+            return await stream.answer(body_bytes)
+        finally:
+            stream.close()
+
+    async def serve(self, verb: str, handler: Handler) -> None:
+        """Answer `verb`. Whatever a peer sends, the worst that comes of it is a counted refusal."""
+
+        async def handle(info: object, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            peer = info.peer_id.to_base58()  # type: ignore[attr-defined]
+            stream = Stream(peer, verb, reader, writer, self.meter)
+            self._open[peer] += 1
+            try:
+                if self._open[peer] > _STREAMS_A_PEER:
+                    self.refusals["too_many_streams"] += 1
+                    return
+                await handler(stream)
+            except Refused as refused:
+                self.refused(refused, verb, peer)
+                with suppress(Gone):
+                    await stream.refuse(refused)
+            except Gone as gone:
+                log.debug("%s", gone)
+            except Exception:
+                log.exception("serving %s to %s", verb, peer)
+            finally:
+                self._open[peer] -= 1
+                stream.close()
+
+        await self._libp2p.p2p.add_binary_stream_handler(f"/{self._prefix}/{verb}", handle)
+
+    def refused(self, refused: Refused, verb: str, peer: str) -> None:
+        self.refusals[refused.reason.value] += 1
+        log.info("refused %s from %s: %s", verb, peer[-6:], refused)
+
+
+def _peer_of(address: str) -> str:
+    return address.rpartition("/p2p/")[2]

@@ -1,0 +1,144 @@
+"""Agree on a round's result: repair missing parts, compute, vote, and count.
+
+What a vote says and when votes are enough is in protocols/settling.py.
+"""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable
+
+from protocols.canonical import Sign, Signed, Verify, digest, is_digest, take
+from protocols.refusal import Reason, Refused
+from protocols.settling import Vote, merkle, quorum, winner
+from tapestryd.swarm.meeting import Meeting, Meetings, Sizes
+from tapestryd.swarm.node import Node
+from tapestryd.swarm.streams import Gone, Stream
+
+log = logging.getLogger(__name__)
+
+Compute = Callable[[list[bytes]], Awaitable[Vote]]
+"""All parts in order → our vote on what they lead to. Raises Refused if they lead nowhere (coverage, non-finite)."""
+
+
+class Unsettled(Exception):
+    """No majority for a result that we hold. Carries the reason word."""
+
+
+class Settlement:
+    def __init__(self, node: Node, meetings: Meetings, sizes: Sizes, sign: Sign, verify: Verify) -> None:
+        self._node = node
+        self._meetings = meetings
+        self._sizes = sizes
+        self._sign = sign
+        self._verify = verify
+
+    async def serve(self) -> None:
+        await self._node.serve("vote", self._voted)
+        await self._node.serve("part", self._asked)
+
+    async def _voted(self, stream: Stream) -> None:
+        head, _ = await stream.receive(0)
+        take(head, {"vote": dict, "parts": list})
+        signed = Signed.from_json(head["vote"], "vote", self._verify)
+        vote = Vote.from_body(signed.body)
+        meeting = await self._meetings.find(vote.roster)
+        meeting.index(signed.peer)
+        parts = head["parts"]
+        if len(parts) != len(meeting.roster.reducers) or not all(map(is_digest, parts)) or merkle(parts) != vote.root:
+            raise Refused(Reason.BAD_DIGEST, "the parts do not have the root that is voted for")
+        held = meeting.ballots.setdefault(signed.peer, (signed, vote, tuple(parts)))
+        if held[1] != vote:
+            self._node.refusals["two_votes"] += 1
+        await meeting.note()
+        await stream.send({"counted": True})
+
+    async def _asked(self, stream: Stream) -> None:
+        head, _ = await stream.receive(0)
+        take(head, {"roster": str, "part": int})
+        meeting = await self._meetings.find(head["roster"])
+        meeting.index(stream.peer)
+        blob = meeting.blobs.get(head["part"])
+        if blob is None:
+            raise Refused(Reason.STALE, "we do not have that part")
+        await stream.send({"part": head["part"]}, blob)
+
+    async def perform(self, meeting: Meeting, compute: Compute, present: int, by: float) -> tuple[Vote, list[Signed]]:
+        """The agreed vote and its certificate. `present`: peers seen live on this base at the boundary, ourselves
+        included; `by`: loop time. Raises Unsettled with the reason."""
+        await self._repair(meeting, by)
+        blobs = [meeting.blobs[i] for i in range(len(meeting.slices))]
+        try:
+            vote = await compute(blobs)
+        except Refused as refused:
+            raise Unsettled(refused.reason.value if refused.reason is not Reason.OUT_OF_RANGE else "coverage") from None
+        signed = Signed.make("vote", vote.to_body(), self._node.peer_id, self._sign)
+        parts = tuple(digest(blob) for blob in blobs)
+        meeting.ballots[self._node.peer_id] = (signed, vote, parts)
+        others = [peer for peer in meeting.roster.members if peer != self._node.peer_id]
+        pushes = [asyncio.create_task(self._push(peer, signed, parts)) for peer in others]
+        members = len(meeting.roster.members)
+
+        def decided() -> bool:
+            votes = [ballot[1] for ballot in meeting.ballots.values()]
+            return len(votes) == members or winner(votes, members, present) is not None
+
+        try:
+            await meeting.wait(decided, by)
+            won = winner([ballot[1] for ballot in meeting.ballots.values()], members, present)
+            if won is None:
+                raise Unsettled("no_majority")
+            if won != vote:
+                raise Unsettled("outvoted")
+            # A moment's grace for the pushes: the others need our vote as we needed theirs.
+            await asyncio.wait(pushes, timeout=1.0) if pushes else None
+        finally:
+            for push in pushes:
+                push.cancel()
+        return vote, [ballot[0] for ballot in meeting.ballots.values() if ballot[1] == vote]
+
+    async def _push(self, peer: str, vote: Signed, parts: tuple[str, ...]) -> None:
+        for _ in range(2):
+            try:
+                await self._node.ask(peer, "vote", {"vote": vote.to_json(), "parts": list(parts)})
+                return
+            except Gone as gone:
+                log.info("vote to %s: %s", peer[-6:], gone)
+            except Refused as refused:
+                self._node.refused(refused, "vote", peer)
+                return
+
+    async def _repair(self, meeting: Meeting, by: float) -> None:
+        """Fetch missing parts by the digests that, with us, a majority would vote for."""
+        count, needed = len(meeting.slices), quorum(len(meeting.roster.members)) - 1
+        asked: set[str] = set()
+
+        def backers() -> list[str]:
+            """Voters for the parts most voted for, if they are enough, whom we have not asked."""
+            named = Counter(ballot[2] for ballot in meeting.ballots.values()).most_common(1)
+            if not named or named[0][1] < needed:
+                return []
+            return [peer for peer, ballot in meeting.ballots.items() if ballot[2] == named[0][0] and peer not in asked]
+
+        while len(meeting.blobs) < count:
+            if not await meeting.wait(lambda: len(meeting.blobs) == count or bool(backers()), by):
+                raise Unsettled("missing_part")
+            for peer in backers():
+                asked.add(peer)
+                await self._fetch(meeting, peer, meeting.ballots[peer][2])
+
+    async def _fetch(self, meeting: Meeting, peer: str, named: tuple[str, ...]) -> None:
+        for part in set(range(len(named))) - set(meeting.blobs):
+            start, stop = meeting.slices[part]
+            try:
+                head = {"roster": meeting.roster.digest, "part": part}
+                _, blob = await self._node.ask(peer, "part", head, body_bytes=self._sizes.part(stop - start))
+                if digest(bytes(blob)) != named[part]:
+                    raise Refused(Reason.BAD_DIGEST, f"part {part} is not what {peer[-6:]} voted for")
+                meeting.blobs[part] = bytes(blob)
+            except Gone as gone:
+                log.info("repair of part %d from %s: %s", part, peer[-6:], gone)
+                return
+            except Refused as refused:
+                self._node.refused(refused, "part", peer)
+                return

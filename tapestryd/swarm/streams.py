@@ -1,0 +1,97 @@
+"""One message between two peers on a libp2p stream: a head (canonical JSON) and a body (raw bytes).
+
+    u32 head length | u64 body length | head | body          (little-endian)
+
+libp2p's handshake says who the other is. Lengths are bounded before anything is allocated; a transfer is given up
+when no byte has moved for IO_S, however long it takes in all.
+"""
+
+import asyncio
+import struct
+from typing import Any
+
+from protocols import limits
+from protocols.canonical import Json, dumps, loads
+from protocols.refusal import Reason, Refused
+
+_LENGTHS = struct.Struct("<IQ")
+_CHUNK = 1 << 18
+
+Body = bytes | bytearray | memoryview
+
+
+class Gone(Exception):
+    """The other peer cannot be reached, or went away in the middle. Nobody's fault until shown otherwise."""
+
+
+class Meter:
+    """Payload bytes sent and received, by kind of message."""
+
+    def __init__(self) -> None:
+        self.sent: dict[str, int] = {}
+        self.received: dict[str, int] = {}
+
+    def totals(self) -> tuple[int, int]:
+        return sum(self.sent.values()), sum(self.received.values())
+
+
+class Stream:
+    """A stream with `peer` (a peer id as text), for messages of kind `verb`. Close it when done."""
+
+    def __init__(self, peer: str, verb: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, meter: Meter) -> None:
+        self.peer = peer
+        self.verb = verb
+        self._reader = reader
+        self._writer = writer
+        self._meter = meter
+
+    async def send(self, head: Json, body: Body = b"") -> None:
+        raw = dumps(head)
+        view = memoryview(body)
+        try:
+            self._writer.write(_LENGTHS.pack(len(raw), len(view)) + raw)
+            await asyncio.wait_for(self._writer.drain(), limits.IO_S)
+            for start in range(0, len(view), _CHUNK):
+                self._writer.write(view[start : start + _CHUNK])
+                await asyncio.wait_for(self._writer.drain(), limits.IO_S)
+        except (OSError, TimeoutError, RuntimeError) as error:
+            raise Gone(f"{self.verb} to {self.peer[-6:]}: {error or 'no progress'}") from None
+        self._meter.sent[self.verb] = self._meter.sent.get(self.verb, 0) + _LENGTHS.size + len(raw) + len(view)
+
+    async def receive(self, body_bytes: int, timeout: float = limits.IO_S) -> tuple[Json, bytearray]:
+        """The next message, its body at most `body_bytes`. `timeout`: until its first byte, in seconds."""
+        try:
+            lengths = await asyncio.wait_for(self._reader.readexactly(_LENGTHS.size), timeout)
+            head_size, size = _LENGTHS.unpack(lengths)
+            if head_size > limits.FRAME_BYTES or size > body_bytes:
+                raise Refused(Reason.TOO_LARGE, f"{self.verb}: head of {head_size}, body of {size} bytes; at most {body_bytes}")
+            head = await asyncio.wait_for(self._reader.readexactly(head_size), limits.IO_S)
+            body = bytearray(size)
+            at = 0
+            while at < size:
+                chunk = await asyncio.wait_for(self._reader.read(min(_CHUNK, size - at)), limits.IO_S)
+                if not chunk:
+                    raise Gone(f"{self.verb}: {self.peer[-6:]} ended in the middle")
+                body[at : at + len(chunk)] = chunk
+                at += len(chunk)
+        except (OSError, TimeoutError, EOFError) as error:
+            raise Gone(f"{self.verb}: nothing from {self.peer[-6:]} ({type(error).__name__})") from None
+        self._meter.received[self.verb] = self._meter.received.get(self.verb, 0) + _LENGTHS.size + head_size + size
+        return loads(head, limits.FRAME_BYTES), body
+
+    async def answer(self, body_bytes: int = 0, timeout: float = limits.IO_S) -> tuple[Json, bytearray]:
+        """As `receive`, of an answer: {"refused": reason, "detail": …} is raised as Refused."""
+        head, body = await self.receive(body_bytes, timeout)
+        if "refused" in head:
+            raise Refused(_reason(head["refused"]), f"{self.peer[-6:]} says: {str(head.get('detail', ''))[:200]}")
+        return head, body
+
+    async def refuse(self, refused: Refused) -> None:
+        await self.send({"refused": refused.reason.value, "detail": refused.detail[:200]})
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def _reason(value: Any) -> Reason:
+    return Reason(value) if value in {reason.value for reason in Reason} else Reason.MALFORMED
