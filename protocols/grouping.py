@@ -91,3 +91,20 @@ def accept(
     if len(roster.members) < min_peers:
         raise Refused(Reason.OUT_OF_RANGE, f"a roster of {len(roster.members)} where the rules ask for {min_peers}")
     return roster
+
+
+BITMAP_BYTES = limits.ROSTER_MEMBERS // 8
+"""In front of each reduced part: bit i (of byte i // 8, least significant first) is set if member i is in the mean."""
+
+
+def bitmap(members: Iterable[int]) -> bytes:
+    bits = sum(1 << member for member in members)
+    return bits.to_bytes(BITMAP_BYTES, "little")
+
+
+def in_bitmap(bits: bytes, members: int) -> list[int]:
+    """The members whose bits are set. Refused if there is none, or one beyond the roster."""
+    value = int.from_bytes(bits, "little")
+    if value == 0 or value >> members:
+        raise Refused(Reason.MALFORMED, "a part's bitmap names nobody, or somebody beyond the roster")
+    return [member for member in range(members) if value >> member & 1]

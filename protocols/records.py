@@ -10,9 +10,10 @@ from protocols.canonical import Json, Sign, Signed, Verify, dumps, is_digest, lo
 from protocols.lineage import Tip
 from protocols.refusal import Reason, Refused
 
-STATES = ("joining", "syncing", "training", "averaging", "paused", "left")
+STATES = ("waiting", "joining", "syncing", "training", "averaging", "paused", "left")
 ACTIVE = ("joining", "training", "averaging")
-"""States of peers that will take part in the next round if nothing happens to them."""
+"""States of peers that will take part in the next round if nothing happens to them. joining: all it lacks is company;
+waiting: it lacks something of its own."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,8 +117,11 @@ class RunRules:
     def layout(self) -> Layout:
         return Layout.of([parse_tensor(line) for line in self.model.tensors], self.averaging.fragments)
 
+    def to_json(self) -> Json:
+        return _to_json(self)
+
     def canonical(self) -> bytes:
-        return dumps(_to_json(self))
+        return dumps(self.to_json())
 
     @classmethod
     def from_canonical(cls, data: bytes, run_id: str) -> "RunRules":

@@ -179,17 +179,17 @@ def pack(message: Message) -> bytes:
 
 def unpack(packet: bytes) -> Message:
     """Parse one packet. Raises Refused for a wrong size, an unknown kind, a number out of its enumeration,
-    a non-finite loss or norm, or anything but zeros behind the struct."""
+    a non-finite loss or norm, a flag that is neither 0 nor 1, or anything but zeros behind the struct."""
     if len(packet) != SIZE or packet[0] >= len(_KINDS):
         raise Refused(Reason.MALFORMED, "no packet of the trainer channel")
     kind = _KINDS[packet[0]]
-    end = 1 + struct.calcsize(kind.FORMAT)
-    if any(packet[end:]):
-        raise Refused(Reason.MALFORMED, f"{kind.__name__}: bytes behind the struct")
-    values = struct.unpack(kind.FORMAT, packet[1:end])
+    values = struct.unpack_from(kind.FORMAT, packet, 1)
     for field, value in zip(fields(kind), values, strict=True):
         if isinstance(value, float) and not math.isfinite(value):
             raise Refused(Reason.NOT_FINITE, f"{kind.__name__}.{field.name}")
         if field.name in _ENUMS and value not in set(_ENUMS[field.name]):
             raise Refused(Reason.OUT_OF_RANGE, f"{kind.__name__}.{field.name} = {value}")
-    return kind(*values)
+    message = kind(*values)
+    if pack(message) != packet:
+        raise Refused(Reason.MALFORMED, f"{kind.__name__}: bytes behind the struct, or a flag that is neither 0 nor 1")
+    return message

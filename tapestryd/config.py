@@ -4,8 +4,14 @@ Precedence, last wins: built-in < file < environment (TAPESTRY_SECTION__KEY) < c
 reported, together, with its file, key and value. Run rules, which all peers must agree on, are not here.
 """
 
-from dataclasses import dataclass, field
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any, TypeVar
+
+from tapestryd.errors import ConfigFault
+from tapestryd.settings import CHECKS, convert, from_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,3 +121,160 @@ class TrainerConfig:
     compute: Compute = field(default_factory=Compute)
     evaluate: Evaluate = field(default_factory=Evaluate)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+
+
+SCHEMA = 1
+_FILE_BYTES = 1 << 20
+
+C = TypeVar("C", DaemonConfig, TrainerConfig)
+
+
+def load_daemon(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, str]) -> DaemonConfig:
+    """Settings of the network side. `flags`: "section.key" → text. Raises ConfigFault with one line per fault."""
+    names = {name: name[9:] for name in environ if name.startswith("TAPESTRY_") and not _of_trainer(name)}
+    return _load(DaemonConfig, path, {name: (short, environ[name]) for name, short in names.items() if "__" in short}, flags)
+
+
+def load_trainer(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, str]) -> TrainerConfig:
+    """Settings of the data side, as load_daemon; its environment names begin with TAPESTRY_TRAINER_."""
+    names = {name: name[17:] for name in environ if _of_trainer(name)}
+    return _load(TrainerConfig, path, {name: (short, environ[name]) for name, short in names.items() if "__" in short}, flags)
+
+
+def _of_trainer(name: str) -> bool:
+    """TAPESTRY_TRAINER__CONFIG is the daemon's section "trainer"; TAPESTRY_TRAINER_DATA__PATHS is the trainer's own."""
+    return name.startswith("TAPESTRY_TRAINER_") and not name.startswith("TAPESTRY_TRAINER__")
+
+
+_KINDS: dict[Any, str] = {
+    bool: "flag",
+    int: "whole",
+    str: "text",
+    Path: "path",
+    tuple[str, ...]: "texts",
+    tuple[Path, ...]: "paths",
+    float: "duration",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """How one key of a file fills one field: "storage.min_free", a size, fills Storage.min_free_bytes."""
+
+    section: str
+    field: str
+    kind: str
+
+
+def settings_of(config: type) -> dict[str, Setting]:
+    """Every key that a file of this config may have, as "section.key"."""
+    found = {}
+    for section in fields(config):
+        table: Any = section.type
+        for item in fields(table):
+            key, kind = item.name, _KINDS[item.type]
+            if key.endswith("_bytes"):
+                kind = "size"
+            key = key.removesuffix("_bytes") if kind == "size" else key.removesuffix("_s")
+            found[f"{section.name}.{key}"] = Setting(section.name, item.name, kind)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """One value as somebody wrote it. `origin` and `written` name the place and the key in that person's words."""
+
+    origin: str
+    written: str
+    key: str
+    value: object
+    folder: Path
+
+    def fault(self, sentence: str) -> str:
+        return f"{self.origin}: {_word(self.written)} = {_shown(self.value)}: {sentence}"
+
+
+def _load(config: type[C], path: Path | None, environ: Mapping[str, tuple[str, str]], flags: Mapping[str, str]) -> C:
+    settings, faults, given = settings_of(config), list[str](), list[_Given]()
+    here = Path.cwd()
+    if path is not None:
+        given += _from_file(path.absolute(), settings, faults)
+    for name, (short, text) in sorted(environ.items()):
+        given.append(_Given("environment", name, short.lower().replace("__", ".", 1), text, here))
+    given += [_Given("command line", key, key, text, here) for key, text in flags.items()]
+    values: dict[str, dict[str, Any]] = {section.name: {} for section in fields(config)}
+    for one in given:
+        setting = settings.get(one.key)
+        if setting is None:
+            faults.append(one.fault(f"no such key{_nearest(one.key, settings)}"))
+            continue
+        try:
+            value = one.value
+            if one.origin in ("environment", "command line"):
+                value = from_text(setting.kind, str(value))
+            value = convert(setting.kind, value, one.folder)
+            values[setting.section][setting.field] = CHECKS[one.key](value, one.folder) if one.key in CHECKS else value
+        except ValueError as wrong:
+            faults.append(one.fault(str(wrong)))
+    if faults:
+        raise ConfigFault("\n".join(faults))
+    tables: dict[str, Any] = {section.name: section.type for section in fields(config)}
+    return config(**{name: table(**values[name]) for name, table in tables.items()})
+
+
+def _from_file(path: Path, settings: Mapping[str, Setting], faults: list[str]) -> list[_Given]:
+    """The values in a file; what cannot be a setting at all goes to `faults`."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(_FILE_BYTES + 1)
+        if len(data) > _FILE_BYTES:
+            raise ValueError(f"larger than {_FILE_BYTES} bytes")
+        body = tomllib.loads(data.decode())
+    except OSError as error:
+        faults.append(f"{path}: cannot be read ({error.strerror}); name another file with --config, or copy the example from deploy/")
+        return []
+    except (ValueError, RecursionError) as error:
+        faults.append(f"{path}: not a TOML file in UTF-8 ({str(error)[:200]}); correct it there")
+        return []
+    schema = body.pop("schema_version", None)
+    if type(schema) is not int or schema != SCHEMA:
+        said = "is missing" if schema is None else f"= {_shown(schema)} is not one this version reads"
+        faults.append(f"{path}: schema_version {said}; the file must begin with schema_version = {SCHEMA}")
+        return []
+    sections = sorted({setting.section for setting in settings.values()})
+    given = []
+    for name, table in body.items():
+        if isinstance(table, dict) and name in sections:
+            given += [_Given(str(path), f"{name}.{key}", f"{name}.{key}", value, path.parent) for key, value in table.items()]
+        elif isinstance(table, dict):
+            faults.append(f"{path}: [{_word(name)}]: no such section{_nearest(name, sections)}")
+        elif name in sections:
+            faults.append(f"{path}: {name} = {_shown(table)}: must be a section; write [{name}] on a line of its own")
+        else:
+            faults.append(f"{path}: {_word(name)} = {_shown(table)}: no such key outside a section{_nearest(name, settings)}")
+    return given
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    """What was probably meant: "; did you mean …?", or the whole choice where nothing is near and the choice is short."""
+    import difflib  # only a faulty file pays for it
+
+    known = list(known)
+    ends = [key for key in known if key.rpartition(".")[2] == name.rpartition(".")[2]]
+    near = ends or difflib.get_close_matches(name, known, 1, 0.6)
+    if near:
+        return f"; did you mean {near[0]}?"
+    return "; there are " + ", ".join(known if len(known) < 8 else sorted({key.partition(".")[0] + ".…" for key in known}))
+
+
+def _word(key: str) -> str:
+    """A key as written, which TOML lets be any text at all, on one line."""
+    return key if key.isprintable() and len(key) <= 80 else repr(key[:60])
+
+
+def _shown(value: object) -> str:
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        return "(too large to show)"
+    return text if len(text) <= 80 else text[:77] + "…"

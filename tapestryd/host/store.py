@@ -227,7 +227,7 @@ class RunStore:
         set_aside(self._manifest(snapshot.tip.height), why)
 
     def download(self, snapshot: Snapshot) -> "Download":
-        return Download(self._snapshots / f"{snapshot.tip.base}.part", snapshot)
+        return Download(self.path / f"{snapshot.tip.base}.part", snapshot)
 
     def keep_download(self, snapshot: Snapshot, download: "Download") -> None:
         with saying_disk_full(download.path), download.path.open("rb") as file:

@@ -7,7 +7,6 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from protocols import limits
 from protocols.canonical import Signed
 from protocols.grouping import Roster, parts
 from protocols.refusal import Reason, Refused
@@ -20,26 +19,10 @@ _KEPT = 3
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What a part weighs on the wire, from run rules: elements → bytes."""
+    """Elements → bytes on the wire, exactly: of an encoded offer, and of a part (bitmap and encoded mean)."""
 
-    block: int
-    up: int
-    down: int
-
-    def offer(self, elements: int) -> int:
-        return _encoded(elements, self.up, self.block)
-
-    def part(self, elements: int) -> int:
-        """BITMAP bytes of who is in the mean, then the encoded mean."""
-        return BITMAP + _encoded(elements, self.down, self.block)
-
-
-BITMAP = limits.ROSTER_MEMBERS // 8
-
-
-def _encoded(elements: int, bits: int, block: int) -> int:
-    """As specified in protocols/codec.md."""
-    return 4 * elements if bits == 32 else 4 * -(-elements // block) + elements * bits // 8
+    offer: Callable[[int], int]
+    part: Callable[[int], int]
 
 
 class Meeting:

@@ -94,13 +94,13 @@ class Node:
             if peer in known or peer == self.peer_id or now - self._asked.get(peer, -_ASK_AGAIN_S) < _ASK_AGAIN_S:
                 continue
             self._asked[peer] = now
-            self._hints.setdefault(peer, [address])
+            self._hints.setdefault(peer, [address.rpartition("/p2p/")[0]])
             try:
                 async with asyncio.timeout(3):
                     await self._connect(peer)
                     await self._dht.protocol.call_ping(PeerID.from_base58(peer), strict=False)
-            except (Gone, TimeoutError):
-                log.debug("bootstrap peer %s does not answer", address)
+            except (Gone, TimeoutError) as error:
+                log.info("bootstrap peer %s does not answer: %s", address, error)
 
     def hint(self, peer: str, addresses: Sequence[str]) -> None:
         """Where `peer` says it can be dialled."""

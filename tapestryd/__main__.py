@@ -1,0 +1,60 @@
+"""`tapestryd`: the daemon, and `tapestryd demo`, a live swarm on this machine."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tapestryd import __version__
+from tapestryd.config import load_daemon
+from tapestryd.errors import LocalFault
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="tapestryd",
+        description="One peer of a Tapestry run. `tapestryd demo` shows a live swarm on this machine instead.",
+        epilog="Settings: built-in < file < environment (TAPESTRY_SECTION__KEY) < --set. Exit: 0 after a clean stop, "
+        "2 usage, 75 a temporary fault, 78 a fault of configuration or state.",
+    )
+    p.add_argument("--config", type=Path, metavar="FILE", help="tapestryd.toml; without it, built-in values and the environment")
+    p.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="overrides file and environment; may be repeated"
+    )
+    p.add_argument("--check", action="store_true", help="check the configuration and exit")
+    p.add_argument("--version", action="version", version=f"tapestryd {__version__}")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if arguments[:1] == ["demo"]:
+            from tapestryd import demo
+
+            return demo.main(arguments[1:])
+        options = parser().parse_args(arguments)
+        flags = {}
+        for setting in options.set:
+            key, equals, value = setting.partition("=")
+            if not equals:
+                parser().error(f"--set {setting}: SECTION.KEY=VALUE is expected")
+            flags[key] = value
+        config = load_daemon(options.config, os.environ, flags)
+        if options.check:
+            print("The configuration is good.")
+            return 0
+        from tapestryd import daemon
+
+        daemon.main(config)
+    except LocalFault as fault:
+        print(f"tapestryd: {fault}", file=sys.stderr)
+        return fault.exit_code
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""Asking the daemon: HTTP over its unix socket, with a sentence for every way in which that fails.
+
+Knows nothing of arguments and tables. Standard library only, because `tapestry` must start fast.
+"""
+
+import errno
+import hashlib
+import http.client
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from protocols.control import Exit
+from tapestryd.errors import DiskFull, LocalFault, NotRunning
+from tapestryd.screen import size
+
+Doc = dict[str, Any]
+
+ANSWER_S = 30.0
+EXPORT_S = 3_600.0
+"""Making an export copies and hashes the whole model before the first byte of an answer."""
+_DOC_BYTES = 64 << 20
+_PIECE_BYTES = 1 << 20
+
+
+class NotAllowed(LocalFault):
+    exit_code = Exit.NO_PERMISSION
+
+
+def default_socket(environ: Mapping[str, str]) -> Path:
+    """$TAPESTRY_SOCKET, or the service's, or the one of a daemon that this user runs: whichever exists."""
+    if environ.get("TAPESTRY_SOCKET"):
+        return Path(environ["TAPESTRY_SOCKET"])
+    usual = [Path("/run/tapestry/tapestryd.sock")]
+    if environ.get("XDG_RUNTIME_DIR"):
+        usual.append(Path(environ["XDG_RUNTIME_DIR"], "tapestry", "tapestryd.sock"))
+    return next((path for path in usual if os.path.exists(path)), usual[0])
+
+
+class _Connection(http.client.HTTPConnection):
+    def __init__(self, path: Path, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self.path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self.path))
+
+
+class Client:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def ask(self, method: str, target: str, body: Doc | None = None, *, timeout_s: float = ANSWER_S) -> Doc:
+        """The answer's document. Raises NotRunning, NotAllowed, or LocalFault with the daemon's own sentence."""
+        with self._answer(method, target, body, timeout_s) as response:
+            return _document(response)
+
+    def ready(self) -> bool:
+        """Whether this node is a member of a run: /readyz."""
+        with self._answer("GET", "/readyz", None, ANSWER_S) as response:
+            return response.status == 200
+
+    def fetch(self, target: str, into: Path) -> str:
+        """Write what `target` answers to the new file `into`; its SHA-256."""
+        sha256 = hashlib.sha256()
+        with self._answer("GET", target, None, ANSWER_S) as response:
+            if response.status != 200:
+                _document(response)
+            with into.open("xb") as file:
+                while piece := response.read(_PIECE_BYTES):
+                    sha256.update(piece)
+                    file.write(piece)
+                file.flush()
+                os.fsync(file.fileno())
+        return sha256.hexdigest()
+
+    @contextmanager
+    def _answer(self, method: str, target: str, body: Doc | None, timeout_s: float) -> Iterator[http.client.HTTPResponse]:
+        connection = _Connection(self.path, timeout_s)
+        try:
+            try:
+                connection.connect()
+            except PermissionError:
+                raise NotAllowed(f"You may not open {self.path}; ask for membership in the group tapestry-admin, or use sudo.") from None
+            except OSError as error:
+                raise NotRunning(f"No daemon answers on {self.path} ({error.strerror or error}). {_HINT}") from None
+            data = None if body is None else json.dumps(body)
+            connection.request(method, target, data, {"Content-Type": "application/json"} if data else {})
+            yield connection.getresponse()
+        except TimeoutError:
+            raise LocalFault(
+                f"The daemon on {self.path} did not answer {method} {target} within {timeout_s:g} s; its log may say why."
+            ) from None
+        except (http.client.HTTPException, ConnectionError) as error:
+            raise NotRunning(f"The daemon on {self.path} broke off its answer ({error!r}). {_HINT}") from None
+        finally:
+            connection.close()
+
+
+_HINT = "Is tapestryd running? See: systemctl status tapestryd; --socket names another one's socket."
+
+
+def _document(response: http.client.HTTPResponse) -> Doc:
+    try:
+        body = json.loads(response.read(_DOC_BYTES))
+        if response.status == 200:
+            return dict(body)
+        detail = str(body["detail"])
+    except (ValueError, TypeError, KeyError):
+        raise LocalFault(f"What answered is not a tapestryd that this CLI understands (HTTP status {response.status}).") from None
+    raise (NotAllowed if response.status == 403 else LocalFault)(detail[:1].upper() + detail[1:] + ("" if detail.endswith(".") else "."))
+
+
+def export(client: Client, folder: Path) -> Doc:
+    """Have the daemon export the Shared Base and write it to `folder`: the whole of it, verified, or nothing. The listing."""
+    folder = Path(os.path.abspath(folder))
+    partial = folder.with_name(folder.name + ".partial")
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise LocalFault(f"{folder} exists and is not an empty folder; name another.")
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise LocalFault(
+            f"{partial} cannot be made ({error.strerror}); remove what an earlier export left there, or name another folder."
+        ) from None
+    try:
+        listing = client.ask("POST", "/v1/export", {}, timeout_s=EXPORT_S)
+        total = sum(file["bytes"] for file in listing["files"])
+        if shutil.disk_usage(partial).free < total:
+            raise OSError(errno.ENOSPC, "")
+        for file in listing["files"]:
+            name = Path(file["name"]).name
+            if client.fetch(f"/v1/export/{quote(name)}?id={quote(listing['id'])}", partial / name) != file["sha256"]:
+                raise LocalFault(f"{name} did not arrive as it was sent; nothing was kept. Try again.")
+        partial.rename(folder)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(f"No space for the export at {folder}: it takes {size(total)}. Nothing was kept.") from None
+        raise LocalFault(f"{folder} cannot be written ({error.strerror}). Nothing was kept.") from None
+    finally:
+        if partial.exists():
+            shutil.rmtree(partial)
+    return listing

@@ -1,0 +1,259 @@
+"""The daemon: one state directory, one identity, one API, and at most one joined run.
+
+Starts in an order in which every fault is found before anything is promised (lock, identity, API, swarm, trainer) and
+ends within 30 s of SIGTERM or SIGINT, whatever the others do.
+"""
+
+import asyncio
+import logging
+import os
+import shutil
+import signal
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from protocols import limits
+from protocols.control import Status, Story
+from protocols.refusal import Refused
+from protocols.rounds import PauseAsked, ResumeAsked
+from protocols.rules import Invite
+from tapestryd import __version__
+from tapestryd.config import DaemonConfig
+from tapestryd.errors import LocalFault, StateFault, Unavailable
+from tapestryd.founding import adopt
+from tapestryd.host.api import Api
+from tapestryd.host.clock import now_ms
+from tapestryd.host.keys import Identity
+from tapestryd.host.store import StateDir
+from tapestryd.host.systemd import Notifier
+from tapestryd.picture import picture
+from tapestryd.session import Session
+from tapestryd.swarm.node import Node
+from tapestryd.training import model
+
+log = logging.getLogger(__name__)
+
+_STOP_S = 24.0
+
+
+class Daemon:
+    """Implements host.api.Operator. `run` returns after a clean stop and raises LocalFault otherwise."""
+
+    def __init__(self, config: DaemonConfig, notifier: Notifier) -> None:
+        self.config = config
+        self.session: Session | None = None
+        self._notifier = notifier
+        self._began = time.monotonic()
+        self._stopping = asyncio.Event()
+        self._failure: BaseException | None = None
+        self._changing = asyncio.Lock()
+        self._state: StateDir
+        self._identity: Identity
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._state = StateDir(self.config.node.state_dir)
+        try:
+            self._identity = Identity.load_or_make(self._state.path / "identity.key")
+            api = Api(self, self.config.api.socket)
+            await api.start()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, self._stopping.set)
+            says = asyncio.create_task(self._say())
+            try:
+                await self._resume_run()
+                self._notifier.ready()
+                log.info("tapestryd %s peer=%s api=%s", __version__, self._identity.peer_id, self.config.api.socket)
+                await self._stopping.wait()
+            finally:
+                self._stopping.set()
+                self._notifier.stopping()
+                log.info("stopping")
+                await self._end_session()
+                says.cancel()
+                await api.stop()
+        finally:
+            self._state.close()
+        if self._failure is not None:
+            if isinstance(self._failure, LocalFault):
+                raise self._failure
+            raise Unavailable(f"{type(self._failure).__name__}: {self._failure}") from self._failure
+
+    async def _say(self) -> None:
+        """Tell systemd how we are, and that the loop turns."""
+        watchdog = asyncio.create_task(self._notifier.watchdog())
+        try:
+            while True:
+                status = self.status()
+                run = f" run {status.run.name} height {status.run.height}" if status.run else ""
+                self._notifier.status(f"{status.state}{run}" + (f" ({', '.join(status.reasons)})" if status.reasons else ""))
+                await asyncio.sleep(2)
+        finally:
+            watchdog.cancel()
+
+    async def _resume_run(self) -> None:
+        """The run of the configuration, else the one that we were in."""
+        target = self.config.run.join or self._state.current
+        if target:
+            await self._open(target)
+
+    # Runs.
+
+    async def _open(self, target: str) -> str:
+        """Join an invite or a founder's run.toml. Raises LocalFault with nothing changed."""
+        if target.startswith("tapestry:"):
+            try:
+                invite = Invite.parse(target)
+            except Refused as refused:
+                raise StateFault(refused.detail) from None
+        else:
+            rules = await asyncio.to_thread(adopt, Path(target), self._state)
+            invite = Invite(rules.run_id, ())
+        with suppress(Refused):
+            known = Invite.parse(self._state.current)
+            if known.run_id == invite.run_id:
+                invite = Invite(invite.run_id, tuple(dict.fromkeys([*invite.peers, *known.peers]))[: limits.ADDRESSES])
+        network = self.config.network
+        bootstrap = [peer for peer in dict.fromkeys([*invite.peers, *network.bootstrap]) if not peer.endswith(self._identity.peer_id)]
+        prefix = f"tapestry/1/{invite.run_id}"
+        node = await Node.start(prefix, self._identity.path, network.listen, network.announce, bootstrap)
+        if node.peer_id != self._identity.peer_id:
+            await node.stop()
+            raise StateFault(f"{self._identity.path}: p2pd reads another identity in it; restore it from a backup")
+        self._state.current = str(invite)
+        self.session = Session(self.config, self._identity, self._state.run(invite.run_id), node, self._keep_peers, self._fail)
+        await self.session.start()
+        return invite.run_id
+
+    def _keep_peers(self, addresses: Sequence[str]) -> None:
+        """Where the run can be found again, should the first addresses be gone by then."""
+        run_id = Invite.parse(self._state.current).run_id
+        self._state.current = str(Invite(run_id, tuple(addresses[: limits.ADDRESSES])))
+
+    def _fail(self, error: BaseException) -> None:
+        if self._failure is None:
+            if not isinstance(error, LocalFault):
+                log.error("the session cannot go on", exc_info=error)
+            self._failure = error
+        self._stopping.set()
+
+    async def _end_session(self) -> None:
+        session, self.session = self.session, None
+        if session is not None:
+            try:
+                await asyncio.wait_for(session.stop(_STOP_S - 6), _STOP_S)
+            except TimeoutError:
+                log.error("leaving took longer than %.0f s; ending without it", _STOP_S)
+
+    # What the operator may ask.
+
+    def status(self) -> Status:
+        return picture(self.config, self.session, self._identity.peer_id, self._began, self._stopping.is_set())
+
+    def rounds(self, limit: int) -> list[Story]:
+        return list(self.session.stories)[-limit:] if self.session else []
+
+    def rules_toml(self) -> str | None:
+        return self.session.rules.to_toml() if self.session and self.session.rules else None
+
+    async def pause(self, for_s: float | None) -> str:
+        member = self._member()
+        member.feed(PauseAsked(now_ms() + round(for_s * 1000) if for_s else 0))
+        return f"Paused for {for_s:g} s." if for_s else "Paused until `tapestry resume`."
+
+    async def resume(self) -> str:
+        self._member().feed(ResumeAsked())
+        return "Resumed."
+
+    def _member(self) -> Session:
+        if self.session is None:
+            raise LocalFault("No run is joined; `tapestry run join INVITE` joins one.")
+        if self.session.member is None:
+            raise LocalFault("The run's rules have not been fetched yet; try again when `tapestry status` shows a base.")
+        return self.session
+
+    async def join(self, target: str) -> str:
+        async with self._changing:
+            if self.session is not None:
+                raise LocalFault(f"This daemon is in run {self.session.store.run_id[:12]} already; `tapestry run leave` first.")
+            run_id = await self._open(target)
+        return f"Joining run {run_id[:12]}."
+
+    async def leave(self) -> str:
+        async with self._changing:
+            if self.session is None:
+                raise LocalFault("No run is joined.")
+            run_id = self.session.store.run_id
+            await self._end_session()
+            self._state.current = ""
+        return f"Left run {run_id[:12]}; its files stay in {self._state.path / 'runs' / run_id}."
+
+    async def shutdown(self) -> str:
+        asyncio.get_running_loop().call_later(0.2, self._stopping.set)
+        return "Stopping."
+
+    async def export(self) -> Path:
+        """The Shared Base as it is now, in Hugging Face layout."""
+        session = self._member()
+        base, rules = session.keeper.base, session.rules
+        if rules is None or base.tip is None:
+            raise LocalFault("There is no base yet; try again when `tapestry status` shows one.")
+        tip, theta = base.tip, base.theta.clone()
+        folder = self._state.path / "export"
+        tokenizer = session.store.path / "tokenizer.json"
+        card = _CARD.format(
+            name=rules.name, run=rules.run_id, height=tip.height, weight=tip.weight, base=tip.base, genesis=rules.model.genesis,
+            round=session.stories[-1].round if session.stories else 0, peer=self._identity.peer_id, version=__version__,
+        )  # fmt: skip
+
+        def build() -> None:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(mode=0o700)
+            model.export(
+                folder, config=rules.model.config, theta=theta, layout=base.layout,
+                tokenizer=tokenizer if tokenizer.exists() else None, card=card,
+            )  # fmt: skip
+
+        await asyncio.to_thread(build)
+        return folder
+
+
+_CARD = """---
+library_name: transformers
+tags: [tapestry, consortium-training]
+---
+# {name}: Shared Base at height {height}
+
+The common model of a Tapestry run: trained by its peers together, each on its own data, which never left them.
+
+| | |
+|---|---|
+| run | `{run}` |
+| committed rounds (height) | {height} |
+| latest round | {round} |
+| contributions committed (weight) | {weight} |
+| base digest | `{base}` |
+| genesis digest | `{genesis}` |
+| exported by | `{peer}`, tapestryd {version} |
+
+Lineage: the base is a fold over the run's log. From genesis, each of the {height} log entries applied in order with the
+run's outer optimizer gives exactly these weights; every entry carries the signed votes that committed it.
+"""
+
+
+def main(config: DaemonConfig) -> None:
+    """Run until stopped. Raises LocalFault."""
+    import sys
+
+    import uvloop
+
+    from tapestryd.host import logs
+
+    logs.set_up(config.log.level, config.log.format, os.environ, sys.stderr)
+
+    async def run() -> None:
+        await Daemon(config, Notifier.of(os.environ, os.getpid())).run()
+
+    uvloop.run(run())

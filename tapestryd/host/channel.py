@@ -1,0 +1,108 @@
+"""The trainer's end of the channel (protocols/trainer.md): orders in, reports out, two shared vectors.
+
+Everything from the daemon is checked as if it were hostile. Knows nothing of models or torch.
+"""
+
+import fcntl
+import mmap
+import os
+import select
+import socket
+from contextlib import suppress
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protocols.layout import Layout
+from protocols.refusal import Reason, Refused
+from protocols.trainer import ABI, SIZE, Base, Hello, Order, Quit, Report, Stop, Train, pack, unpack
+
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+
+class Shared:
+    """The two vectors, (n,) float32: `params` is read-only here, `delta` is ours to write. Others may write `params` at any
+    time: copy, then validate."""
+
+    def __init__(self, params: NDArray[np.float32], delta: NDArray[np.float32]) -> None:
+        self.params = params
+        self.delta = delta
+
+
+class Channel:
+    """One SOCK_SEQPACKET socket. A daemon that is gone is a QUIT: `receive` says so for ever after."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(True)
+        self._socket = sock
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN | select.POLLRDHUP)
+
+    def close_inbound(self) -> None:
+        """What a SIGTERM handler calls: orders already sent are still read, then comes QUIT. Reports still go out."""
+        self._socket.shutdown(socket.SHUT_RD)
+
+    def closing(self) -> bool:
+        """Whether the daemon is gone or `close_inbound` was called, even behind unread orders."""
+        return any(event & (select.POLLRDHUP | select.POLLHUP | select.POLLERR) for _, event in self._poll.poll(0))
+
+    def receive(self, block: bool) -> Order | None:
+        """The next order; None when there is none and `block` is False. Raises Refused for what is no order."""
+        if not block and not self._poll.poll(0):
+            return None
+        try:
+            packet = self._socket.recv(SIZE + 1)
+        except ConnectionError:
+            return Quit()
+        if not packet:
+            return Quit()
+        message = unpack(packet)
+        if not isinstance(message, Base | Train | Stop | Quit):
+            raise Refused(Reason.MALFORMED, f"a {type(message).__name__} is no order for a running trainer")
+        return message
+
+    def send(self, report: Report) -> None:
+        """A daemon that is gone is noticed by `receive`, not here."""
+        with suppress(ConnectionError):
+            self._socket.send(pack(report))
+
+    def hello(self) -> tuple[Hello, list[int]] | None:
+        """The first packet, with the descriptors that came along (ours to close); None when the daemon is gone already.
+        Raises Refused."""
+        packet, descriptors, flags, _ = socket.recv_fds(self._socket, SIZE + 1, 2, socket.MSG_CMSG_CLOEXEC)
+        if not packet:
+            return None
+        try:
+            message = unpack(packet)
+            if not isinstance(message, Hello) or message.abi != ABI:
+                raise Refused(Reason.MALFORMED, f"the first packet is no HELLO of ABI {ABI}")
+            if len(descriptors) != 2 or flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC):
+                raise Refused(Reason.MALFORMED, f"{len(descriptors)} descriptors came with HELLO, not 2")
+        except Refused:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            raise
+        return message, descriptors
+
+
+def share(hello: Hello, descriptors: list[int], layout: Layout) -> Shared:
+    """Check that HELLO is about `layout` and map its memfds; closes `descriptors`. Raises Refused."""
+    try:
+        if (hello.elements, hello.fragments, hello.layout.hex()) != (layout.elements, layout.fragments, layout.digest()):
+            raise Refused(
+                Reason.OTHER_RUN, f"the daemon's vector ({hello.elements} elements) is not of the run rules' layout ({layout.elements})"
+            )
+        for descriptor in descriptors:
+            try:
+                seals = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
+            except OSError:
+                seals = 0
+            if seals & _SEALS != _SEALS or os.fstat(descriptor).st_size != 4 * layout.elements:
+                raise Refused(Reason.MALFORMED, f"a shared vector is not a sealed memfd of {4 * layout.elements} bytes")
+        size = 4 * layout.elements
+        params = mmap.mmap(descriptors[0], size, prot=mmap.PROT_READ)
+        delta = mmap.mmap(descriptors[1], size, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+        return Shared(np.frombuffer(params, "<f4"), np.frombuffer(delta, "<f4"))
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)

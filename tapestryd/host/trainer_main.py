@@ -1,0 +1,207 @@
+"""`tapestry-trainer`: the data side. Reads private text, trains, and speaks to the daemon in fixed structs only.
+
+    tapestry-trainer --config trainer.toml --run DIR --channel FD
+
+DIR holds rules.json (canonical run rules) and, where they name one, tokenizer.json. FD is an inherited SOCK_SEQPACKET
+socket. Started by the daemon, not by people. What goes wrong crosses the channel as a code; its sentence goes to
+standard error here, because a sentence can quote the data. Exit codes: 0 after QUIT, EOF or SIGTERM; 78 after FAULT.
+"""
+
+import argparse
+import hashlib
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from protocols import limits
+from protocols.canonical import loads
+from protocols.refusal import Refused
+from protocols.rules import RunRules
+from protocols.trainer import ABI, Code, Fault, Precision, Ready
+from tapestryd.config import TrainerConfig
+from tapestryd.errors import ConfigFault, DiskFull, LocalFault, Unavailable
+from tapestryd.host.channel import Channel, Shared, share
+
+log = logging.getLogger(__name__)
+
+FAULT_EXIT = 78
+
+
+class _Over(Exception):
+    """The daemon went, or asked us to go, before there was anything to keep."""
+
+
+def main() -> int:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; what it means is the daemon's to say
+    parser = argparse.ArgumentParser(prog="tapestry-trainer", description="The data side of tapestryd; the daemon starts it.")
+    parser.add_argument("--config", type=Path, required=True, help="this machine's trainer.toml")
+    parser.add_argument("--run", type=Path, required=True, help="folder with rules.json and tokenizer.json")
+    parser.add_argument("--channel", type=int, required=True, help="descriptor of the socket to the daemon")
+    chosen = parser.parse_args()
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="trainer: %(message)s")
+    try:
+        channel = Channel(socket.socket(fileno=chosen.channel))
+    except OSError:
+        log.error("descriptor %d is no socket; the daemon starts tapestry-trainer, people do not", chosen.channel)
+        return FAULT_EXIT
+    signal.signal(signal.SIGTERM, lambda number, frame: channel.close_inbound())
+    code = Code.INTERNAL
+    try:
+        _run(channel, chosen.config, chosen.run)
+        return 0
+    except _Over:
+        return 0
+    except Exception as error:
+        code, sentence = _explain(error)
+        log.error("%s: %s", code.name, sentence)
+    channel.send(Fault(int(code)))
+    return FAULT_EXIT
+
+
+def _run(channel: Channel, config_file: Path, folder: Path) -> None:
+    with _blame(Code.CHANNEL):
+        greeting = channel.hello()
+        if greeting is None:
+            raise _Over
+    with _blame(Code.CONFIG):
+        from tapestryd.config import load_trainer
+
+        config = load_trainer(config_file, os.environ, {})
+        rules = _rules(folder / "rules.json")
+    with _blame(Code.LAYOUT):
+        shared = share(*greeting, rules.layout())
+    threads = config.compute.threads or max(1, len(os.sched_getaffinity(0)) - 1)
+    # Both are read when the libraries are first imported, which is below.
+    os.environ.update(OMP_NUM_THREADS=str(threads), HF_HUB_OFFLINE="1")
+    _train(channel, shared, config, rules, folder, threads)
+
+
+def _train(channel: Channel, shared: Shared, config: TrainerConfig, rules: RunRules, folder: Path, threads: int) -> None:
+    """Build everything, say READY, and follow orders."""
+    import torch
+    from transformers.utils import logging as hub_logging
+
+    from tapestryd.host.checkpoint import Checkpoint
+    from tapestryd.host.device import choose
+    from tapestryd.host.session import Choices, Session
+    from tapestryd.training.data import open_corpus
+    from tapestryd.training.diloco import Replica, Where
+    from tapestryd.training.model import fresh
+    from tapestryd.training.text import Bytes, FromFile
+
+    def alive() -> None:
+        if channel.closing():
+            raise _Over
+
+    torch.set_num_threads(threads)
+    hub_logging.set_verbosity_error()
+    inner, layout = rules.inner, rules.layout()
+    with _blame(Code.DEVICE):
+        choice = choose(config.compute.device, config.compute.precision)
+    log.info("device: %s; threads=%d", choice.why, threads)
+    with _blame(Code.TOKENIZER):
+        tokenizer = Bytes() if rules.tokenizer.kind == "bytes" else FromFile(_tokenizer(folder, rules), _end(rules.model.config))
+    with _blame(Code.CONFIG):
+        checkpoint = Checkpoint(config.checkpoint.dir, rules.run_id, waiting=alive)
+    with _blame(Code.DATA_UNREADABLE):
+        corpus = open_corpus(
+            config.data.paths, tokenizer, text_field=config.data.text_field, tokens=inner.tokens, seed=config.data.seed,
+            cache=config.checkpoint.dir / "tokens", alive=alive,
+        )  # fmt: skip
+    with _blame(Code.MODEL):
+        model = fresh(rules.model.config, 0)
+        _fits(model, tokenizer.size, inner.tokens)
+    with _blame(Code.LAYOUT):
+        where = Where(choice.device, choice.precision == Precision.BF16)
+        replica = Replica(model, layout, inner, corpus, where=where, seed=config.data.seed)
+    log.info("optimizer: %s", replica.optimizer.why)
+    choices = Choices(inner.sequences * inner.tokens, config.evaluate, config.checkpoint.every_s, time.monotonic)
+    session = Session(channel, shared, layout, replica, checkpoint, choices)
+    channel.send(Ready(ABI, layout.elements, int(choice.kind), int(choice.precision), int(replica.optimizer.kind)))
+    session.run()
+
+
+def _rules(file: Path) -> RunRules:
+    try:
+        return RunRules.from_json(loads(file.read_bytes(), limits.RULES_BYTES))
+    except OSError as error:
+        raise ConfigFault(f"{file}: {error.strerror}") from None
+
+
+def _tokenizer(folder: Path, rules: RunRules) -> Path:
+    """The run's tokenizer.json, digest checked."""
+    file = folder / "tokenizer.json"
+    try:
+        with file.open("rb") as content:
+            found = hashlib.file_digest(content, "sha256").hexdigest()
+    except OSError as error:
+        raise ConfigFault(f"{file}: {error.strerror}") from None
+    if found != rules.tokenizer.digest:
+        raise ConfigFault(f"{file}: digest {found[:12]}…, the run rules say {rules.tokenizer.digest[:12]}…")
+    return file
+
+
+def _end(config: str) -> int | None:
+    """The model configuration's end-of-document id; the first where it lists several."""
+    end = json.loads(config).get("eos_token_id")
+    first = end[0] if isinstance(end, list) and end else end
+    return first if isinstance(first, int) else None
+
+
+def _fits(model: Any, vocabulary: int, tokens: int) -> None:
+    """Raises ConfigFault where the tokenizer's ids or a window's places are more than the model has."""
+    rows = model.get_input_embeddings().num_embeddings
+    if rows < vocabulary:
+        raise ConfigFault(f"the model has {rows} token embeddings, the tokenizer {vocabulary} tokens")
+    places = getattr(model.config, "max_position_embeddings", None)
+    if isinstance(places, int) and places < tokens:
+        raise ConfigFault(f"inner.tokens = {tokens}, but the model sees at most {places} tokens")
+
+
+class _Blamed(Exception):
+    def __init__(self, code: Code, sentence: str) -> None:
+        super().__init__(sentence)
+        self.code = code
+
+
+@contextmanager
+def _blame(code: Code) -> Iterator[None]:
+    """A local or a peer's fault inside becomes `code`, unless it carries one of its own."""
+    try:
+        yield
+    except DiskFull as fault:
+        raise _Blamed(Code.DISK_FULL, str(fault)) from None
+    except Unavailable as fault:
+        raise _Blamed(Code.DEVICE, str(fault)) from None
+    except LocalFault as fault:
+        raise _Blamed(getattr(fault, "code", code), str(fault)) from None
+    except Refused as refused:
+        raise _Blamed(code, refused.detail) from None
+
+
+def _explain(error: Exception) -> tuple[Code, str]:
+    """Which code, and the sentence for this machine's log."""
+    code = getattr(error, "code", None)
+    if isinstance(code, Code):
+        return code, str(error)
+    if isinstance(error, Refused):
+        return Code.CHANNEL, error.detail
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
+        return Code.MEMORY, f"out of memory; a smaller model or batch, or another device is needed ({text[:200]})"
+    if type(error).__name__ == "AcceleratorError" or "CUDA error" in text:
+        return Code.DEVICE, text[:500]
+    return Code.INTERNAL, "a bug:\n" + "".join(traceback.format_exception(error))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

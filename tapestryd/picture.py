@@ -1,0 +1,108 @@
+"""One frozen picture of this peer, the same for CLI, dashboard, systemd and log. Reads everything, changes nothing."""
+
+import os
+import time
+
+from protocols import control
+from protocols.rounds import IN_ROUND, State
+from tapestryd import __version__
+from tapestryd.config import DaemonConfig
+from tapestryd.host.clock import now_ms
+from tapestryd.session import Session
+
+_WINDOW = 60
+
+_STATES = {
+    State.JOINING: "joining", State.SYNCING: "syncing", State.TRAINING: "training", State.PAUSED: "paused", State.LEFT: "stopping",
+    **dict.fromkeys(IN_ROUND, "averaging"),
+}  # fmt: skip
+
+_HEALTH = {
+    "clock": "the clock differs too much from the swarm's median; set it right (NTP), averaging waits",
+    "disk_low": "less free disk than storage.min_free; make room, averaging waits",
+    "disk_full": "the disk is full; make room, catching up waits",
+    "no_donor": "no peer could show the lineage that it announced; trying again",
+}
+
+
+def picture(config: DaemonConfig, session: Session | None, peer_id: str, began: float, stopping: bool) -> control.Status:
+    """`began`: time.monotonic() of the daemon's start."""
+    if session is None:
+        return _status(config, peer_id, began, "stopping" if stopping else "idle", None)
+    member = session.member
+    state = "stopping" if stopping else "joining" if member is None else _STATES[member.state]
+    return _status(config, peer_id, began, state, session)
+
+
+def _status(config: DaemonConfig, peer_id: str, began: float, state: str, session: Session | None) -> control.Status:
+    trainer = control.Trainer(state="off")
+    reasons: tuple[str, ...] = ()
+    health: list[str] = []
+    if session is not None:
+        reasons = session.member.reasons if session.member else ("no_rules",)
+        health += [_HEALTH[reason] for reason in reasons if reason in _HEALTH]
+        if session.supervisor:
+            trainer = session.supervisor.status(session.member is not None and session.member.stepping)
+            if session.supervisor.fault:
+                health.append(session.supervisor.fault)
+    stories = list(session.stories)[-_WINDOW:] if session else []
+    return control.Status(
+        version=__version__,
+        self=control.Self(peer_id, config.node.name, tuple(session.addresses) if session else (), os.getpid()),
+        uptime_s=round(time.monotonic() - began, 1),
+        state=state,
+        reasons=reasons,
+        health=tuple(health),
+        run=_run(session) if session else None,
+        trainer=trainer,
+        network=_network(session),
+        averaging=control.Averaging(
+            stories[-1] if stories else None, len(stories), sum(story.result in ("committed", "replayed") for story in stories)
+        ),
+        traffic=_traffic(session),
+        refusals=dict(session.node.refusals) if session else {},
+        isolation={"enforced": False, "method": "process split only: data side and network side are separate processes, not yet boxed"},
+        peers=session.neighbours.status(_base(session)) if session else (),
+    )
+
+
+def _base(session: Session) -> str:
+    tip = session.keeper.base.tip if session.member else None
+    return tip.base if tip else ""
+
+
+def _run(session: Session) -> control.Run:
+    rules, member = session.rules, session.member
+    if rules is None or member is None:
+        return control.Run(session.store.run_id, rules.name if rules else "", "fetching", 0, 0, "", 0.0, session.invite(), 0, 0, 0)
+    schedule, tip, now = rules.schedule, session.keeper.base.tip, now_ms()
+    round = schedule.round_at(now)
+    return control.Run(
+        id=rules.run_id,
+        name=rules.name,
+        phase=member.state.value,
+        round=round,
+        height=tip.height if tip else 0,
+        base_digest=tip.base if tip else "",
+        boundary_in_s=(schedule.boundary(round) - now) / 1000,
+        invite=session.invite(),
+        elements=session.keeper.base.layout.elements,
+        fragments=rules.averaging.fragments,
+        min_peers=rules.averaging.min_peers,
+    )
+
+
+def _network(session: Session | None) -> control.Network:
+    if session is None:
+        return control.Network(0, "unknown", None)
+    return control.Network(session.neighbours.count(), "unknown", session.neighbours.clock()[1])
+
+
+def _traffic(session: Session | None) -> control.Traffic:
+    if session is None:
+        return control.Traffic(0, 0, {})
+    meter = session.node.meter
+    sent, received = meter.totals()
+    kinds = sorted({*meter.sent, *meter.received})
+    by_kind = {kind: {"sent": meter.sent.get(kind, 0), "received": meter.received.get(kind, 0)} for kind in kinds}
+    return control.Traffic(sent, received, by_kind)

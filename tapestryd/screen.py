@@ -1,0 +1,244 @@
+"""The status screen and the tables of `tapestry`: documents of the control API in, text out. Pure.
+
+Names and reasons may come from other peers, so nothing unprintable reaches the terminal. Knows nothing of sockets.
+"""
+
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+Doc = Mapping[str, Any]
+
+_INDENT = 11
+_GAP = "   "
+_BOLD, _RESET = "\x1b[1m", "\x1b[0m"
+_RED, _GREEN, _YELLOW = "\x1b[31m", "\x1b[32m", "\x1b[33m"
+
+
+def render(status: Doc, *, width: int, colour: bool, rows: int = 10) -> str:
+    """One screen for a Status: is it well, what is it doing and for whom, why is it not training. `rows`: of the peer table."""
+    sections = [
+        ("Why", status["reasons"]),
+        ("Run", _run(status["run"])),
+        ("Trainer", _trainer(status["trainer"])),
+        ("Learned", _learned(status["trainer"]["heldout"])),
+        ("Isolation", _isolation(status["isolation"])),
+        ("Swarm", _swarm(status["network"])),
+        ("Averaging", _averaging(status["averaging"])),
+        (
+            "Traffic",
+            [f"sent {size(status['traffic']['sent_bytes'])}", f"received {size(status['traffic']['received_bytes'])}", "since start"],
+        ),
+        ("Refused", [f"{count} {reason}" for reason, count in sorted(status["refusals"].items())]),
+        ("Health", status["health"] or ["ok"]),
+    ]
+    lines = [_heading(status, width, colour)]
+    for label, parts in sections:
+        for number, line in enumerate(_packed(parts, width - _INDENT)):
+            head = ("" if number else label).ljust(_INDENT)
+            lines.append((f"{_BOLD}{head}{_RESET}" if colour and not number else head) + line)
+    if rows and status["peers"]:
+        lines += ["", *_peer_lines(status["peers"][:rows], width)]
+        if len(status["peers"]) > rows:
+            lines.append(f"… and {len(status['peers']) - rows} more: tapestry peers")
+    return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def peers(found: Sequence[Doc], *, width: int) -> str:
+    """Every peer, with its addresses beneath."""
+    if not found:
+        return "No peers are present.\n"
+    head, *lines = _peer_lines(found, width)
+    out = [head]
+    for peer, line in zip(found, lines, strict=True):
+        out += [line, *("    " + clean(address) for address in peer["addrs"])]
+    return "\n".join(out) + "\n"
+
+
+def rounds(stories: Sequence[Doc], *, width: int) -> str:
+    if not stories:
+        return "No rounds yet.\n"
+    head = ("ROUND", "RESULT", "HEIGHT", "PEERS", "COVERAGE", "TOOK", "SENT", "RECEIVED", "LOSS", "REASON")
+    cells = [
+        (
+            str(story["round"]),
+            story["result"],
+            str(story["height"]),
+            str(len(story["members"])),
+            f"{story['coverage']:.2f}",
+            duration(story["took_ms"] / 1000),
+            size(story["sent_bytes"]),
+            size(story["received_bytes"]),
+            _loss(story["loss"]),
+            story["reason"],
+        )
+        for story in stories
+    ]
+    return "\n".join(_table([head, *cells], width)) + "\n"
+
+
+def duration(seconds: float) -> str:
+    """Two units at most: "9.4 s", "3m 20s", "3d 4h"."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    whole = int(seconds)
+    for name, unit, below_name, below in (("d", 86_400, "h", 3_600), ("h", 3_600, "m", 60), ("m", 60, "s", 1)):
+        if whole >= unit:
+            rest = whole % unit // below
+            return f"{whole // unit}{name} {rest}{below_name}" if rest else f"{whole // unit}{name}"
+    raise AssertionError(seconds)
+
+
+def size(count: int) -> str:
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
+def number(value: float) -> str:
+    """Three digits or so: 850, 21.3k, 1.84M."""
+    for divisor, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= divisor:
+            return f"{value / divisor:.3g}{unit}"
+    return f"{value:.0f}"
+
+
+def short(peer_id: str) -> str:
+    return peer_id if len(peer_id) <= 9 else f"{peer_id[:4]}…{peer_id[-4:]}"
+
+
+def clean(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def _heading(status: Doc, width: int, colour: bool) -> str:
+    me, state = status["self"], status["state"]
+    who = f"{me['name']} ({short(me['peer_id'])})" if me["name"] else short(me["peer_id"])
+    left = clean(f"tapestry {status['version']} · {who} · up {duration(status['uptime_s'])}")
+    right = f"● {state}"
+    room = width - len(right) - 1
+    left = _filled(_cut(left, room), room)
+    if colour:
+        well = state in ("training", "averaging")
+        right = f"{_RED if status['health'] else _GREEN if well else _YELLOW}{right}{_RESET}"
+    return f"{left} {right}"
+
+
+def _run(run: Doc | None) -> list[str]:
+    if run is None:
+        return ["none; join one with: tapestry run join INVITE"]
+    left = run["boundary_in_s"]
+    when = f"local steps end in {duration(left)}" if left >= 0 else f"{run['phase'] or 'average window'}, {duration(-left)} in"
+    return [f"{run['name']} ({run['id'][:8]})", f"round {run['round']}", f"height {run['height']}", f"base {run['base_digest'][:8]}", when]
+
+
+def _trainer(trainer: Doc) -> list[str]:
+    parts = [trainer["state"], " ".join(filter(None, (trainer["device"], trainer["precision"], trainer["optimizer"])))]
+    if trainer["steps"]:
+        parts += [f"{number(trainer['tokens_per_s'])} tok/s", f"loss {_loss(trainer['loss'])}"]
+        parts += [f"{number(trainer['steps'])} steps", f"{number(trainer['tokens'])} tokens"]
+    if trainer["memory_bytes"]:
+        parts.append(size(trainer["memory_bytes"]))
+    if trainer["restarts"]:
+        parts.append(f"{trainer['restarts']} restarts")
+    return parts
+
+
+def _learned(heldout: Doc | None) -> list[str]:
+    """Whether being in the run pays: the loss on this node's own held-out text, first and latest."""
+    if heldout is None:
+        return []
+    change = f"held-out loss {_loss(heldout['first_loss'])} → {_loss(heldout['loss'])}"
+    return [change, f"height {heldout['first_height']} → {heldout['height']}", f"on {number(heldout['tokens'])} tokens"]
+
+
+def _isolation(isolation: Doc) -> list[str]:
+    """What the daemon measured of itself, in its own words; of a group of checks, those that failed."""
+    parts = []
+    for key, value in isolation.items():
+        if isinstance(value, Mapping):
+            failed = [name for name, good in value.items() if not good]
+            parts.append(f"{key}: {'failed ' + ', '.join(failed) if failed else 'all ' + str(len(value)) + ' passed'}")
+        else:
+            parts.append(f"{key}: { ({True: 'yes', False: 'no'}[value] if isinstance(value, bool) else value) }")
+    return parts
+
+
+def _swarm(network: Doc) -> list[str]:
+    parts = [f"{network['present']} {'peer' if network['present'] == 1 else 'peers'} present", f"reachable: {network['reachable']}"]
+    return parts if network["clock_offset_ms"] is None else [*parts, f"clock {network['clock_offset_ms']:+d} ms"]
+
+
+def _averaging(averaging: Doc) -> list[str]:
+    last = averaging["last"]
+    if last is None:
+        return ["no rounds yet"]
+    parts = [f"round {last['round']} {last['result']}" + (f": {last['reason']}" if last["reason"] else "")]
+    parts += [f"{len(last['members'])} peers", f"coverage {last['coverage']:.2f}", duration(last["took_ms"] / 1000)]
+    return [*parts, f"{averaging['committed']} of {averaging['rounds']} rounds committed"]
+
+
+def _loss(loss: float | None) -> str:
+    return "-" if loss is None else f"{loss:.3f}"
+
+
+def _peer_lines(found: Iterable[Doc], width: int) -> list[str]:
+    head = ("PEER", "NAME", "STATE", "HEIGHT", "BASE", "RTT", "SKEW", "SEEN", "VERSION")
+    cells = [
+        (
+            short(peer["peer_id"]),
+            _cut(clean(peer["name"]), 14) or "-",
+            peer["state"],
+            str(peer["height"]),
+            "same" if peer["same_base"] else "other",
+            "-" if peer["rtt_ms"] is None else f"{peer['rtt_ms']:.0f} ms",
+            "-" if peer["skew_ms"] is None else f"{peer['skew_ms']:+d} ms",
+            duration(peer["seen_s"]),
+            peer["version"],
+        )
+        for peer in found
+    ]
+    return _table([head, *cells], width)
+
+
+def _table(cells: Sequence[Sequence[str]], width: int) -> list[str]:
+    cells = [[clean(cell) for cell in line] for line in cells]
+    widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
+    lines = ["  ".join(_filled(cell, room) for cell, room in zip(line, widths, strict=True)) for line in cells]
+    return [_cut(line.rstrip(), width) for line in lines]
+
+
+def _packed(parts: Iterable[str], width: int) -> list[str]:
+    """Parts side by side, as many on a line as fit; a sentence longer than a line is broken between words."""
+    lines: list[str] = []
+    for part in filter(None, map(clean, parts)):
+        if lines and _width(lines[-1] + _GAP + part) <= width:
+            lines[-1] += _GAP + part
+            continue
+        lines.append("")
+        for word in part.split(" "):
+            if lines[-1] and _width(lines[-1] + " " + word) > width:
+                lines.append("")
+            lines[-1] += (" " if lines[-1] else "") + word
+    return [_cut(line, width) for line in lines]
+
+
+def _width(text: str) -> int:
+    """Columns that a terminal gives to `text`."""
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def _cut(text: str, width: int) -> str:
+    """`text` in at most `width` columns, with an ellipsis where something is missing."""
+    if _width(text) <= width:
+        return text
+    while text and _width(text) > width - 1:
+        text = text[:-1]
+    return text + "…"
+
+
+def _filled(text: str, width: int) -> str:
+    return text + " " * (width - _width(text))

@@ -1,0 +1,467 @@
+"""One joined run: the rooms around a Member, events to it, its effects performed.
+
+Everything that is decided is decided by `Member.handle`; here is only the doing. One round's stages run as one task at
+a time; a Discard cancels it. Nothing in here writes the base but through the Keeper.
+"""
+
+import asyncio
+import logging
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
+from typing import Any, assert_never
+
+import torch
+
+from protocols import control, limits
+from protocols.grouping import Roster
+from protocols.lineage import Entry, Tip
+from protocols.records import Presence
+from protocols.refusal import Refused
+from protocols.rounds import (
+    IN_ROUND,
+    Announce,
+    BaseLoaded,
+    CatchUp,
+    CatchUpFailed,
+    Commit,
+    Committed,
+    Discard,
+    Effect,
+    Event,
+    Failed,
+    Gather,
+    Hindered,
+    LeaveAsked,
+    Member,
+    PeersSeen,
+    Reduce,
+    Reduced,
+    Rest,
+    Rostered,
+    Settle,
+    Settled,
+    State,
+    Stop,
+    Tick,
+    Train,
+    Trained,
+    TrainerDown,
+    TrainerUp,
+)  # fmt: skip
+from protocols.rules import Invite, RunRules
+from protocols.trainer import ALL_FRAGMENTS, Base, Delta
+from protocols.trainer import Stop as StopOrder
+from protocols.trainer import Train as TrainOrder
+from tapestryd import __version__
+from tapestryd.averaging import Averaging
+from tapestryd.config import DaemonConfig
+from tapestryd.errors import DiskFull
+from tapestryd.exchange import offer_bytes, part_bytes
+from tapestryd.host.clock import now_ms
+from tapestryd.host.keys import Identity, verify
+from tapestryd.host.store import STORIES, RunStore
+from tapestryd.keeper import Keeper
+from tapestryd.neighbours import Neighbours
+from tapestryd.supervisor import Supervisor
+from tapestryd.swarm.gather import Gathering
+from tapestryd.swarm.lineage import Donor, Fetcher
+from tapestryd.swarm.meeting import Meetings, Sizes
+from tapestryd.swarm.node import Node
+from tapestryd.swarm.reduce import Reduction
+from tapestryd.swarm.settle import Settlement, Unsettled
+from tapestryd.swarm.streams import Gone
+
+log = logging.getLogger(__name__)
+
+_PRESENCES = {
+    State.SYNCING: "syncing", State.TRAINING: "training", State.PAUSED: "paused", State.LEFT: "left",
+    **dict.fromkeys(IN_ROUND, "averaging"),
+}  # fmt: skip
+
+
+class Session:
+    """Starts with a run id and addresses to ask; the rules may still have to be fetched. `keep_peers(addresses)` is told
+    where the run can be found again; `failed(error)` is called once if the session cannot go on."""
+
+    def __init__(
+        self, config: DaemonConfig, identity: Identity, store: RunStore, node: Node,
+        keep_peers: Callable[[Sequence[str]], None], failed: Callable[[BaseException], None],
+    ) -> None:  # fmt: skip
+        self.config = config
+        self.identity = identity
+        self.store = store
+        self.node = node
+        self.rules: RunRules | None = None
+        self.neighbours = Neighbours(node, store.run_id, verify)
+        self.stories: deque[control.Story] = deque(store.stories(), maxlen=STORIES)
+        self.addresses: list[str] = []
+        self.member: Member | None = None
+        self.supervisor: Supervisor | None = None
+        self._fetcher = Fetcher(node, store.run_id, verify)
+        self._keep_peers = keep_peers
+        self._failed = failed
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stage: asyncio.Task[None] | None = None
+        self._catching_up = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._published = 0.0
+        self._kept = 0.0
+        self._reasons: tuple[str, ...] = ()
+        self._round_began = (0.0, 0, 0)
+        self._trained: Delta | None = None
+        self._left = asyncio.Event()
+
+    # Life.
+
+    async def start(self) -> None:
+        await self.neighbours.serve()
+        self.addresses = await self.node.addresses()
+        self._spawn(self._begin())
+
+    async def stop(self, timeout_s: float) -> None:
+        """Leave the group: the round at hand is dropped or, if it is being committed, finished; then everything ends."""
+        if self.member is not None:
+            self.feed(LeaveAsked())
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._left.wait(), timeout_s / 3)
+        if self._timer:
+            self._timer.cancel()
+        for task in list(self._tasks):
+            task.cancel()
+        if self.supervisor is not None:
+            await self.supervisor.stop(timeout_s / 3)
+        if self.member is not None:
+            await self.keeper.stop()
+            with suppress(Exception):
+                await asyncio.wait_for(self._publish(), 3)
+        await self.node.stop()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        """Run `work` beside us; what it cannot handle ends the session, loudly."""
+
+        async def guarded() -> None:
+            try:
+                await work
+            except Exception as error:
+                self._failed(error)
+
+        task = asyncio.create_task(guarded())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _begin(self) -> None:
+        """Rules, then base from disk, then everything else."""
+        rules = self.store.load_rules()
+        said = ""
+        while rules is None:
+            await self.neighbours.refresh()
+            donors = [seen.peer for seen in self.neighbours.seen()]
+            try:
+                rules = await self._fetcher.rules(donors)
+                tokenizer = await self._fetcher.tokenizer(donors, rules.tokenizer.digest) if rules.tokenizer.digest else b""
+                await asyncio.to_thread(self.store.keep_rules, rules, tokenizer)
+            except Gone as gone:
+                rules = None
+                if str(gone) != said:
+                    said = str(gone)
+                    log.info("no rules yet, still asking: %s", said)
+                await asyncio.sleep(1)
+        self.rules = rules
+        layout = rules.layout()
+        self._fetcher.entry_bytes = limits.FRAME_BYTES + part_bytes(rules, layout.elements) * 2 + limits.ROSTER_MEMBERS * 64
+        self.keeper = Keeper(
+            rules, layout, self.store, self._fetcher, verify,
+            self.config.storage.snapshot_every, self.config.storage.keep_snapshots, self._replayed,
+        )  # fmt: skip
+        tip = await self.keeper.open()
+        await self._furnish(rules)
+        self.member = Member(rules.schedule, rules.averaging.min_peers)
+        if tip:
+            log.info("base height=%d digest=%s from disk", tip.height, tip.base[:12])
+            self.feed(BaseLoaded(tip))
+        if self.config.trainer.enabled:
+            self.supervisor = Supervisor(layout, self.config.trainer.config, self.store.path, self._offer_base, self._delta, self._down)
+            self.supervisor.start()
+        self._spawn(self._watch())
+
+    async def _furnish(self, rules: RunRules) -> None:
+        meetings = Meetings()
+        sizes = Sizes(lambda n: offer_bytes(rules, n), lambda n: part_bytes(rules, n))
+        gathering = Gathering(self.node, rules.run_id, rules.averaging.min_peers, self.identity.sign, verify)
+        reduction = Reduction(self.node, meetings, sizes)
+        settlement = Settlement(self.node, meetings, sizes, self.identity.sign, verify)
+        donor = Donor(self.node, self.store)
+        self.averaging = Averaging(rules, self.keeper, self.node, gathering, reduction, settlement)
+        for room in (gathering, reduction, settlement, donor):
+            await room.serve()
+
+    async def _watch(self) -> None:
+        """Look around, say that we are here, and notice what hinders us; until the session ends."""
+        assert self.rules is not None
+        interval = min(5.0, max(0.5, self.rules.schedule.period_ms / 8000))
+        while True:
+            if not self.node.alive:
+                raise ConnectionError("p2pd, the libp2p process, ended by itself")
+            try:
+                await self.neighbours.refresh()
+                if time.monotonic() - self._published > limits.PRESENCE_MS / 3000:
+                    await self._publish()
+            except (OSError, EOFError, TimeoutError) as error:
+                log.warning("the DHT does not answer: %s", error)
+            self.feed(Hindered(tuple(self._hindrances())))
+            self.feed(PeersSeen(self.neighbours.seen()))
+            if time.monotonic() - self._kept > 60 and self.neighbours.count():
+                self._kept = time.monotonic()
+                self.addresses = await self.node.addresses()
+                self._keep_peers(self.neighbours.addresses())
+            await asyncio.sleep(interval)
+
+    def _hindrances(self) -> list[str]:
+        found = []
+        if not self.neighbours.clock()[0]:
+            found.append("clock")
+        if shutil.disk_usage(self.store.path).free < self.config.storage.min_free_bytes:
+            found.append("disk_low")
+        return found
+
+    async def _publish(self) -> None:
+        member = self.member
+        if member is None:
+            return
+        tip = self.keeper.base.tip
+        state = _PRESENCES.get(member.state) or ("joining" if set(member.reasons) <= {"no_peers"} else "waiting")
+        record = Presence(
+            self.store.run_id, self.node.peer_id, self.config.node.name, state, tip.height if tip else 0, tip.weight if tip else 0,
+            tip.base if tip else "", tuple(self.addresses), __version__, now_ms(),
+        )  # fmt: skip
+        self._published = time.monotonic()
+        await self.node.publish(record.to_bytes(self.identity.sign))
+
+    # Events in, effects out.
+
+    def feed(self, event: Event) -> None:
+        member = self.member
+        assert member is not None
+        was = member.state
+        effects = member.handle(event, now_ms())
+        if member.state is not was or member.reasons != self._reasons:
+            self._reasons = member.reasons
+            why = f" ({', '.join(member.reasons)})" if member.reasons else ""
+            log.info("round=%d %s→%s%s", member.round, was.value, member.state.value, why)
+        for effect in effects:
+            self._perform(effect)
+        if member.state is State.LEFT:
+            self._left.set()
+        if self._timer:
+            self._timer.cancel()
+        wake = member.wake_ms
+        if wake is not None and self._loop_running():
+            self._timer = asyncio.get_running_loop().call_later(max(0.001, (wake - now_ms()) / 1000), self.feed, Tick())
+
+    def _loop_running(self) -> bool:
+        return not self._left.is_set()
+
+    def _perform(self, effect: Effect) -> None:
+        assert self.rules is not None
+        member = self.member
+        assert member is not None
+        schedule = self.rules.schedule
+        match effect:
+            case Train(round):
+                self._order(TrainOrder(round, self.keeper.base.tip.height if self.keeper.base.tip else 0))
+            case Stop(round):
+                self._round_began = (time.monotonic(), *self.node.meter.totals())
+                self._trained = None
+                self._order(StopOrder(round, round % self.keeper.base.layout.fragments))
+            case Rest():
+                self._order(StopOrder(0, 0))
+            case Gather(round):
+                self._stage_is(round, self._gather((schedule.gather_by(round) - now_ms()) / 1000))
+            case Reduce(roster):
+                self._stage_is(roster.round, self._reduce(roster))
+            case Settle(round):
+                self._stage_is(round, self._settle((schedule.deadline(round) - now_ms()) / 1000 - 0.05))
+            case Commit(round):
+                self._stage_is(round, self._commit())
+            case Discard(round, reason):
+                if self._stage:
+                    self._stage.cancel()
+                self._tell(round, "discarded", reason, None)
+                self.averaging.drop()
+            case CatchUp(tip, donors):
+                if not self._catching_up:
+                    self._catching_up = True
+                    self._spawn(self._catch_up(tip, donors))
+            case Announce():
+                self._spawn(self._announce())
+            case _:
+                assert_never(effect)
+
+    async def _announce(self) -> None:
+        with suppress(OSError, EOFError, TimeoutError):
+            await self._publish()
+
+    def _order(self, order: Base | TrainOrder | StopOrder) -> None:
+        if self.supervisor is not None:
+            self.supervisor.send(order)
+
+    # The trainer.
+
+    def _offer_base(self) -> None:
+        """Trainer and base have both come: hand over all of it. Local progress that the trainer restored stays on top."""
+        supervisor, base = self.supervisor, self.keeper.base
+        if supervisor is None or supervisor.trainer is None or supervisor.ready is None or base.tip is None:
+            return
+        supervisor.trainer.params[:] = base.theta.numpy()
+        supervisor.send(Base(base.tip.height, ALL_FRAGMENTS, True))
+        assert self.member is not None
+        if not self.member.trainer:
+            self.feed(TrainerUp())
+
+    def _offer_fragment(self, fragment: int, height: int) -> None:
+        if self.supervisor is None or self.supervisor.trainer is None:
+            return
+        here = self.keeper.base.slice(fragment)
+        self.supervisor.trainer.params[here] = self.keeper.base.theta[here].numpy()
+        self.supervisor.send(Base(height, fragment, False))
+
+    def _delta(self, report: Delta) -> None:
+        """A delta lies in shared memory: copy it, then look at it, then tell the Member."""
+        member = self.member
+        assert member is not None
+        if member.state is not State.STOPPING or report.round != member.round or not self.supervisor or not self.supervisor.trainer:
+            return
+        base = self.keeper.base
+        if report.fragment != report.round % base.layout.fragments:
+            return
+        delta = torch.from_numpy(self.supervisor.trainer.delta[base.slice(report.fragment)].copy())
+        self._trained = report
+        if not bool(torch.isfinite(delta).all()):
+            self.feed(Failed(report.round, "not_finite"))
+            return
+        assert base.tip is not None
+        self.averaging.begin(report.round, delta, self.neighbours.on_base(base.tip))
+        self.feed(Trained(report.round))
+
+    def _down(self) -> None:
+        self.feed(TrainerDown())
+
+    # The stages of a round. Each ends in an event.
+
+    def _stage_is(self, round: int, work: Coroutine[Any, Any, Event]) -> None:
+        async def run() -> None:
+            try:
+                event = await work
+            except (Gone, Refused) as error:
+                log.info("round=%d %s", round, error)
+                event = Failed(round, "no_roster" if isinstance(error, Gone) else error.reason.value)
+            except Unsettled as error:
+                event = Failed(round, str(error))
+            except DiskFull as error:
+                log.error("round=%d %s", round, error)
+                event = Failed(round, "disk_full")
+            self.feed(event)
+
+        self._stage = self._spawn(run())
+
+    async def _gather(self, window_s: float) -> Event:
+        roster = await self.averaging.gather(bool(self.addresses), window_s)
+        log.info("round=%d roster of %d, %d reduce", roster.round, len(roster.members), len(roster.reducers))
+        return Rostered(roster)
+
+    async def _reduce(self, roster: Roster) -> Event:
+        assert self.rules is not None
+        schedule = self.rules.schedule
+        by = (schedule.reduce_by(roster.round) - now_ms()) / 1000
+        give_up = by + (schedule.deadline(roster.round) - schedule.reduce_by(roster.round)) / 2000
+        await self.averaging.reduce(roster, by, give_up)
+        return Reduced(roster.round)
+
+    async def _settle(self, by_s: float) -> Event:
+        await self.averaging.settle(by_s)
+        assert self.averaging.round is not None
+        return Settled(self.averaging.round.number)
+
+    async def _commit(self) -> Event:
+        round = self.averaging.round
+        assert round is not None
+        tip = await self.averaging.commit()
+        self._offer_fragment(round.fragment, tip.height)
+        self._tell(round.number, "committed", "", tip)
+        self.averaging.drop()
+        return Committed(round.number, tip)
+
+    # Catching up.
+
+    async def _catch_up(self, tip: Tip, donors: Sequence[str]) -> None:
+        before = self.keeper.base.tip
+        try:
+            await self.keeper.catch_up(tip, donors)
+        except (Gone, Refused, DiskFull) as error:
+            log.info("catch-up to height %d: %s", tip.height, error)
+            self.neighbours.doubt(tip)
+            trouble = "disk_full" if isinstance(error, DiskFull) else "no_donor"
+        else:
+            trouble = ""
+        self._catching_up = False
+        reached = self.keeper.base.tip
+        if reached is not None and reached != before:
+            log.info("caught up to height=%d digest=%s", reached.height, reached.base[:12])
+            self._offer_base()
+            self.feed(BaseLoaded(reached))
+        elif trouble:
+            self.feed(CatchUpFailed(trouble))
+        elif reached is not None:
+            self.feed(BaseLoaded(reached))
+
+    def _replayed(self, entry: Entry) -> None:
+        vote = entry.vote
+        self._record(
+            control.Story(
+                vote.round, vote.fragment, "replayed", "", entry.roster.members, vote.coverage_ppm / 1e6, vote.height, vote.after,
+                0, sum(entry.sizes), 0, 0, 0, None,
+            )
+        )  # fmt: skip
+
+    def _tell(self, number: int, result: str, reason: str, tip: Tip | None) -> None:
+        """One line of log, and one story, for each round that ends here."""
+        round = self.averaging.round if self.averaging.round and self.averaging.round.number == number else None
+        roster = round.exchange.roster if round and round.exchange else None
+        began, sent, received = self._round_began
+        now_sent, now_received = self.node.meter.totals()
+        trained = self._trained
+        here = tip or self.keeper.base.tip
+        story = control.Story(
+            number, number % self.keeper.base.layout.fragments, result, reason, roster.members if roster else (),
+            round.vote.coverage_ppm / 1e6 if round and round.vote else 0.0, here.height if here else 0, here.base if here else "",
+            now_sent - sent, now_received - received, round_ms(time.monotonic() - began), trained.steps if trained else 0,
+            trained.tokens if trained else 0, trained.loss if trained and trained.steps else None,
+        )  # fmt: skip
+        self._record(story)
+        level = logging.INFO if result == "committed" else logging.WARNING
+        log.log(
+            level, "round=%d %s%s peers=%d coverage=%.2f height=%d base=%s sent=%d took=%.2fs", number, result,
+            f" ({reason})" if reason else "", len(story.members), story.coverage, story.height, story.base_digest[:12],
+            story.sent_bytes, story.took_ms / 1000,
+        )  # fmt: skip
+
+    def _record(self, story: control.Story) -> None:
+        self.stories.append(story)
+        try:
+            self.store.tell(story)
+        except DiskFull as error:
+            log.error("%s", error)
+
+    # What others see.
+
+    def invite(self) -> str:
+        own = [f"{address}/p2p/{self.node.peer_id}" for address in self.addresses]
+        return str(Invite(self.store.run_id, tuple([*own, *self.neighbours.addresses()][: limits.ADDRESSES])))
+
+
+def round_ms(seconds: float) -> int:
+    return round(seconds * 1000)

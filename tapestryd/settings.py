@@ -1,0 +1,188 @@
+"""One setting at a time: what text and TOML become, and which values each key may have.
+
+Knows kinds of values and the bounds of each key by its dotted name; nothing of files, precedence or the
+dataclasses that config.py fills. Everything wrong is a ValueError whose sentence says what to do.
+"""
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from protocols import limits
+from protocols.refusal import Refused
+from protocols.rules import Invite
+
+SOCKET_PATH_BYTES = 107
+"""Linux's sun_path holds 108 bytes with its closing zero."""
+_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_UNITS_BYTES = {
+    "": 1,
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KiB": 1 << 10,
+    "MiB": 1 << 20,
+    "GiB": 1 << 30,
+    "TiB": 1 << 40,
+}
+
+
+def parse_duration(text: str) -> float:
+    """ "90s", "10m", "1h30m" → seconds. Raises ValueError with a sentence."""
+    if not re.fullmatch(r"(\d{1,9}(\.\d{1,9})?(ms|s|m|h|d))+", text, re.ASCII):
+        raise ValueError('must be a duration; write it like "90s", "10m" or "1h30m"')
+    return sum(float(number) * _UNITS_S[unit] for number, unit in re.findall(r"([\d.]+)(ms|s|m|h|d)", text))
+
+
+def parse_size(text: str) -> int:
+    """ "512 MiB", "1.5 GB", "0" → bytes. Raises ValueError with a sentence."""
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?) ?([KMGT]i?B|B|)", text, re.ASCII)
+    if not match:
+        raise ValueError('must be a size; write it like "512 MiB" or "5 GiB"')
+    return int(float(match[1]) * _UNITS_BYTES[match[2]])
+
+
+_MUST = {
+    "flag": "must be true or false",
+    "whole": "must be a whole number, without quotes",
+    "text": "must be text in quotes",
+    "path": "must be a path in quotes",
+    "texts": 'must be a list of text; write ["one", "two"]',
+    "paths": 'must be a list of paths; write ["/one", "/two"]',
+    "duration": 'must be a duration in quotes; write it like "90s" or "10m"',
+    "size": 'must be a size in quotes; write it like "512 MiB" or "5 GiB"',
+}
+
+
+def from_text(kind: str, text: str) -> object:
+    """What a file would hold for this text of the environment or the command line; text that does not fit stays text."""
+    if kind == "flag":
+        return {"true": True, "false": False}.get(text.lower(), text)
+    if kind == "whole" and re.fullmatch(r"-?\d{1,20}", text, re.ASCII):
+        return int(text)
+    if kind in ("texts", "paths"):
+        return [part.strip() for part in text.split(",") if part.strip()]
+    return text
+
+
+def convert(kind: str, value: object, folder: Path) -> Any:
+    match kind, value:
+        case ("flag", bool()) | ("whole", int()) if kind == "flag" or not isinstance(value, bool):
+            return value
+        case (("text" | "path" | "duration" | "size"), str()) if not value.isprintable():
+            raise ValueError("must not hold control characters; retype it")
+        case "text", str():
+            return value
+        case "path", str():
+            return _path(value, folder)
+        case "duration", str():
+            return parse_duration(value)
+        case "size", str():
+            return parse_size(value)
+        case (("texts" | "paths"), list()) if all(isinstance(item, str) for item in value):
+            return tuple(convert(kind[:-1], item, folder) for item in value)
+    raise ValueError(_MUST[kind])
+
+
+def _path(text: str, folder: Path) -> Path:
+    if not text or text.startswith("~"):
+        raise ValueError("must be a path; write it out in full, ~ is not replaced")
+    return folder / text
+
+
+def _between(low: float, high: float, unit: str = "") -> Callable[[Any, Path], Any]:
+    def check(value: Any, folder: Path) -> Any:
+        if not low <= value <= high:
+            raise ValueError(f"must be from {low} to {high}{unit}")
+        return value
+
+    return check
+
+
+def _like(pattern: str, must: str) -> Callable[[Any, Path], Any]:
+    def check(value: Any, folder: Path) -> Any:
+        if not re.fullmatch(pattern, value, re.ASCII):
+            raise ValueError(must)
+        return value
+
+    return check
+
+
+def _join(value: str, folder: Path) -> str:
+    """An invite as it is, or the whole path of a run.toml that exists."""
+    if value.startswith("tapestry:"):
+        try:
+            return str(Invite.parse(value))
+        except Refused as refused:
+            raise ValueError(f"{refused.detail}; copy the whole invite, or name a run.toml") from None
+    if value and not os.path.isfile(folder / value):
+        raise ValueError("is neither an invite (tapestry:…) nor a file that exists; give one of the two, or leave it empty")
+    return str(folder / value) if value else ""
+
+
+def _socket(value: Path, folder: Path) -> Path:
+    if len(os.fsencode(value)) > SOCKET_PATH_BYTES:
+        raise ValueError(f"must be at most {SOCKET_PATH_BYTES} bytes long, a bound of unix sockets; choose a shorter path")
+    return value
+
+
+def _some(value: tuple[Path, ...], folder: Path) -> tuple[Path, ...]:
+    if not value:
+        raise ValueError("must name at least one file or folder")
+    return value
+
+
+def _multiaddrs(least: int, *, port: bool = False, peer: bool = False) -> Callable[[Any, Path], Any]:
+    """`port`: 0, which means any free port, is not allowed. `peer`: each must end in /p2p/<id>."""
+
+    def check(value: tuple[str, ...], folder: Path) -> tuple[str, ...]:
+        if not least <= len(value) <= limits.ADDRESSES:
+            raise ValueError(f"must hold {least} to {limits.ADDRESSES} multiaddrs")
+        for text in value:
+            _multiaddr(text, port=port, peer=peer)
+        return value
+
+    return check
+
+
+def _multiaddr(text: str, *, port: bool, peer: bool) -> None:
+    from multiaddr import Multiaddr  # the CLI, which never checks addresses, must start fast
+
+    try:
+        parts: list[tuple[str, str]] = [(protocol.name, value or "") for protocol, value in Multiaddr(text).items()]
+    except ValueError as error:
+        raise ValueError(f"{text[:80]!r} is not a multiaddr ({str(error)[:120]}); write it like /ip4/192.0.2.7/tcp/31700") from None
+    names = [name for name, _ in parts]
+    if "tcp" not in names and not ("udp" in names and ("quic" in names or "quic-v1" in names)):
+        raise ValueError(f"{text!r} has no transport that libp2p speaks; it needs /tcp/<port> or /udp/<port>/quic-v1")
+    if port and any(name in ("tcp", "udp") and number == "0" for name, number in parts):
+        raise ValueError(f"{text!r}: nobody can dial port 0; announce the port that others reach")
+    if peer and names[-1] != "p2p":
+        raise ValueError(f"{text!r} must end in /p2p/<peer id>, so that nobody else can answer in that peer's place")
+
+
+CHECKS: dict[str, Callable[[Any, Path], Any]] = {
+    "node.name": _like(rf".{{0,{limits.NAME_CHARS}}}", f"must be at most {limits.NAME_CHARS} characters"),
+    "run.join": _join,
+    "network.listen": _multiaddrs(1),
+    "network.announce": _multiaddrs(0, port=True),
+    "network.bootstrap": _multiaddrs(0, peer=True),
+    "api.socket": _socket,
+    "log.level": _like("error|warning|info|debug", "must be error, warning, info or debug"),
+    "log.format": _like("auto|text|json", "must be auto, text or json"),
+    "storage.snapshot_every": _between(1, 1_000_000),
+    "storage.keep_snapshots": _between(1, 1_000),
+    "data.paths": _some,
+    "data.text_field": _like(".+", "must name the field of a row that holds its text"),
+    "data.seed": _between(0, (1 << 63) - 1),
+    "compute.device": _like(r"auto|cpu|mps|cuda(:\d{1,3})?", "must be auto, cpu, cuda, cuda:N or mps"),
+    "compute.threads": _between(0, 1024),
+    "compute.precision": _like("auto|fp32|bf16", "must be auto, fp32 or bf16"),
+    "evaluate.every": _between(0, 1_000_000),
+    "evaluate.tokens": _between(1, 1 << 30),
+    "checkpoint.every": _between(1, 86_400, " seconds"),
+}

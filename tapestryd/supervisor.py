@@ -1,0 +1,132 @@
+"""Keeps a trainer running, and remembers what it last said.
+
+A trainer that ends is started again after 1, 2, 4 … seconds, ten minutes at most; one that ran well for ten minutes
+starts the count anew. Faults arrive as codes; the sentences for them are here, the details in the trainer's own log.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from protocols import control
+from protocols.layout import Layout
+from protocols.trainer import Beat, Code, Delta, Device, Evaluated, Fault, Optimizer, Order, Precision, Ready, Report
+from tapestryd.host.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+_PAUSE_MAX_S = 600.0
+
+SENTENCES = {
+    Code.INTERNAL: "the trainer failed; its log says why",
+    Code.CONFIG: "the trainer's configuration is wrong; its log says where",
+    Code.DATA_MISSING: "data.paths names a file or folder that is not there",
+    Code.DATA_UNREADABLE: "data.paths names something that the trainer may not read, or that is damaged",
+    Code.DATA_EMPTY: "data.paths holds no text; put .txt, .md, .jsonl or .parquet files there",
+    Code.DATA_TOO_SMALL: "data.paths holds less text than one training window",
+    Code.MODEL: "the run's model cannot be built on this machine; the trainer's log says why",
+    Code.TOKENIZER: "the run's tokenizer cannot be loaded",
+    Code.LAYOUT: "the trainer's model has other tensors than the run rules; are the versions the same?",
+    Code.MEMORY: "not enough memory for the run's model on this device",
+    Code.DEVICE: "the device of [compute] is not there or does not work",
+    Code.DISK_FULL: "the trainer's disk is full",
+    Code.NOT_FINITE: "local training diverged: ten steps in a row were not finite",
+    Code.CHANNEL: "the trainer received something that is not of the channel",
+}
+
+
+class Supervisor:
+    """`on_ready`: the trainer waits for a base. `on_delta`: a delta lies in `trainer.delta`. `on_down`: it is gone."""
+
+    def __init__(
+        self, layout: Layout, config: Path, run_dir: Path,
+        on_ready: Callable[[], None], on_delta: Callable[[Delta], None], on_down: Callable[[], None],
+    ) -> None:  # fmt: skip
+        self._layout = layout
+        self._config = config
+        self._run_dir = run_dir
+        self._on_ready = on_ready
+        self._on_delta = on_delta
+        self._on_down = on_down
+        self._ended = asyncio.Event()
+        self._loop_task: asyncio.Task[None] | None = None
+        self.trainer: Trainer | None = None
+        self.ready: Ready | None = None
+        self.beat: Beat | None = None
+        self.heldout: control.Heldout | None = None
+        self.fault = ""
+        self.restarts = 0
+
+    def start(self) -> None:
+        self._loop_task = asyncio.create_task(self._run())
+
+    def send(self, order: Order) -> None:
+        if self.trainer is not None:
+            self.trainer.send(order)
+
+    async def stop(self, timeout_s: float) -> None:
+        if self._loop_task is not None:
+            self._loop_task.cancel()
+        if self.trainer is not None:
+            await self.trainer.stop(timeout_s)
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        pause = 1.0
+        while True:
+            self._ended.clear()
+            began = loop.time()
+            try:
+                self.trainer = await Trainer.start(
+                    self._layout, config=self._config, run_dir=self._run_dir, on_report=self._report, on_exit=self._exited
+                )
+                await self._ended.wait()
+            except OSError as error:
+                self.fault = f"the trainer cannot be started: {error}"
+            pause = 1.0 if loop.time() - began > _PAUSE_MAX_S else pause
+            log.warning("trainer ended: %s; again in %.0f s", self.fault or "no reason given", pause)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _PAUSE_MAX_S)
+            self.restarts += 1
+
+    def _exited(self, status: int) -> None:
+        if self.ready is None and not self.fault:
+            self.fault = f"the trainer ended with status {status} before it was ready; its log says why"
+        self.trainer = None
+        self.ready = None
+        self._ended.set()
+        self._on_down()
+
+    def _report(self, report: Report) -> None:
+        match report:
+            case Ready():
+                self.ready, self.fault = report, ""
+                self._on_ready()
+            case Beat():
+                self.beat = report
+            case Evaluated():
+                first = self.heldout or control.Heldout(report.height, report.loss, report.height, report.loss, report.tokens)
+                self.heldout = control.Heldout(first.first_height, first.first_loss, report.height, report.loss, report.tokens)
+            case Delta():
+                self._on_delta(report)
+            case Fault():
+                self.fault = SENTENCES[Code(report.code)]
+
+    def status(self, training: bool) -> control.Trainer:
+        if self.ready is None:
+            return control.Trainer(state="failed" if self.fault else "starting", restarts=self.restarts, heldout=self.heldout)
+        beat = self.beat
+        return control.Trainer(
+            state="training" if training else "waiting",
+            device=Device(self.ready.device).name.lower(),
+            precision=Precision(self.ready.precision).name.lower(),
+            optimizer=Optimizer(self.ready.optimizer).name.lower(),
+            steps=beat.steps if beat else 0,
+            tokens=beat.tokens if beat else 0,
+            tokens_per_s=beat.tokens_per_s if beat and training else 0.0,
+            loss=beat.loss if beat else None,
+            memory_bytes=beat.memory_bytes if beat else 0,
+            restarts=self.restarts,
+            heldout=self.heldout,
+        )

@@ -1,0 +1,1 @@
+"""The arithmetic: torch and numbers. Knows nothing of peers, sockets, clocks or asyncio."""

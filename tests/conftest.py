@@ -1,0 +1,22 @@
+"""Fixtures that several folders of tests use."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.scripted import Scripted, Served
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Served]:
+    """A daemon that answers, training, with two files to export."""
+    exports = tmp_path / "exports"
+    exports.mkdir()
+    (exports / "model.safetensors").write_bytes(bytes(range(256)) * 4096)
+    (exports / "config.json").write_text("{}")
+    (exports / "secret").symlink_to("/etc/passwd")
+    daemon = Served(Scripted(exports), tmp_path / "run" / "t.sock", asyncio.new_event_loop())
+    yield daemon
+    daemon.close()

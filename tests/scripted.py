@@ -1,0 +1,121 @@
+"""A daemon's control API on a real socket, with a scripted Operator behind it, for the tests of the API and of the CLI."""
+
+import asyncio
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+from protocols.control import Averaging, Heldout, Network, Peer, Run, Self, Status, Story, Traffic, Trainer
+from tapestryd.errors import LocalFault
+from tapestryd.host.api import Api
+
+PEER = "12D3KooWAfPDpPRRRBrmqy9is2zjU5srQ4hKuZitiGmh4NTTpS2d"
+INVITE = f"tapestry:{'ab' * 32}?peer=/ip4/192.0.2.7/tcp/31700/p2p/{PEER}"
+RUN = Run("ab" * 32, "tapestry-1b", "", 41, 40, "cd" * 32, 12.3, INVITE, 1_000_000, 4, 2)
+STORY = Story(40, 0, "committed", "", (PEER, "12D3other"), 1.0, 40, "cd" * 32, 3_000_000, 3_100_000, 9_400, 128, 262_144, 2.914)
+STATUS = Status(
+    version="0.1.0",
+    self=Self(PEER, "aspen", ("/ip4/192.0.2.7/tcp/31700",), 4711),
+    uptime_s=273_600.0,
+    state="training",
+    reasons=(),
+    health=(),
+    run=RUN,
+    trainer=Trainer(
+        "training", "cuda:0", "bf16", "adamw8bit", 5120, 10_485_760, 21_300.0, 2.914, 20 << 30, 0, Heldout(1, 3.402, 40, 2.871, 8192)
+    ),
+    network=Network(2, "yes", 12),
+    averaging=Averaging(STORY, 60, 58),
+    traffic=Traffic(120_000_000, 124_000_000, {}),
+    refusals={},
+    isolation={},
+    peers=(
+        Peer("12D3KooWQnQ8b", "ornl", "training", 40, "cd" * 32, True, ("/ip4/192.0.2.8/tcp/31700",), 31.2, 4, 1.5, "0.1.0"),
+        Peer("12D3KooWw0Za", "森の計算機\x1b[31m", "syncing", 38, "ef" * 32, False, (), None, None, 4.0, "0.1.0"),
+    ),
+)
+IDLE = replace(
+    STATUS,
+    state="idle",
+    run=None,
+    trainer=Trainer("off"),
+    network=Network(0, "unknown", None),
+    averaging=Averaging(None, 0, 0),
+    traffic=Traffic(0, 0, {}),
+    peers=(),
+)
+
+
+class Scripted:
+    """An Operator that does as it is told and remembers what it was asked. `fault`: raised by every change."""
+
+    def __init__(self, exports: Path) -> None:
+        self.now = STATUS
+        self.asked: list[object] = []
+        self.fault: Exception | None = None
+        self.exports = exports
+        self.stories = [replace(STORY, round=number) for number in range(30, 41)]
+
+    def status(self) -> Status:
+        return self.now
+
+    def rounds(self, limit: int) -> list[Story]:
+        return self.stories[-limit:]
+
+    def rules_toml(self) -> str | None:
+        return 'name = "tapestry-1b"\n' if self.now.run else None
+
+    async def pause(self, for_s: float | None) -> str:
+        return self._did(("pause", for_s), "Paused.")
+
+    async def resume(self) -> str:
+        return self._did("resume", "Training goes on.")
+
+    async def join(self, target: str) -> str:
+        return self._did(("join", target), "Joining.")
+
+    async def leave(self) -> str:
+        return self._did("leave", "Left the run.")
+
+    async def shutdown(self) -> str:
+        return self._did("shutdown", "Stopping.")
+
+    async def export(self) -> Path:
+        self._did("export", "")
+        return self.exports
+
+    def _did(self, what: object, said: str) -> str:
+        if self.fault is not None:
+            raise self.fault
+        self.asked.append(what)
+        return said
+
+
+class Served:
+    """An Api in a thread with an event loop of its own, until closed."""
+
+    def __init__(self, operator: Scripted, socket: Path, loop: asyncio.AbstractEventLoop) -> None:
+        self.operator = operator
+        self.socket = socket
+        self._loop = loop
+        self._thread = threading.Thread(target=loop.run_forever)
+        self._thread.start()
+        self.api = self.run(self._made())
+        try:
+            self.run(self.api.start())
+        except LocalFault:
+            self.close()
+            raise
+
+    async def _made(self) -> Api:
+        return Api(self.operator, self.socket)
+
+    def run(self, job):  # type: ignore[no-untyped-def]
+        return asyncio.run_coroutine_threadsafe(job, self._loop).result(10)
+
+    def close(self) -> None:
+        self.run(self.api.stop())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.run_until_complete(self._loop.shutdown_default_executor())
+        self._loop.close()

@@ -1,0 +1,195 @@
+"""The status screen in every state, held by golden text; and the tables."""
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+
+from protocols.control import Averaging, Network, Status, Trainer
+from tapestryd import screen
+from tests.scripted import IDLE, RUN, STATUS, STORY
+
+JOINING = replace(
+    STATUS,
+    state="joining",
+    reasons=("no_peers: none of the 2 bootstrap addresses answers; check that port 31700 is open between the machines",),
+    run=replace(RUN, boundary_in_s=3.0, height=0),
+    trainer=Trainer("waiting", "cpu", "fp32", "adamw"),
+    averaging=Averaging(None, 0, 0),
+    network=Network(0, "unknown", None),
+    peers=(),
+    health=("clock: nobody is there to compare it with",),
+)
+AVERAGING = replace(
+    STATUS,
+    state="averaging",
+    run=replace(RUN, phase="reducing", boundary_in_s=-4.2),
+    refusals={"stale": 3, "bad_signature": 1},
+    isolation={"enforced": False, "method": "none", "checks": {"no_network": True, "no_data": False}},
+    averaging=replace(STATUS.averaging, last=replace(STORY, result="discarded", reason="coverage 0.40 where 0.50 is needed")),
+)
+PAUSED = replace(STATUS, state="paused", reasons=("user, until 18:00",))
+
+GOLDEN = {
+    "idle": (
+        IDLE,
+        """\
+tapestry 0.1.0 · aspen (12D3…pS2d) · up 3d 4h                             ● idle
+Run        none; join one with: tapestry run join INVITE
+Trainer    off
+Swarm      0 peers present   reachable: unknown
+Averaging  no rounds yet
+Traffic    sent 0 B   received 0 B   since start
+Health     ok
+""",
+    ),
+    "joining": (
+        JOINING,
+        """\
+tapestry 0.1.0 · aspen (12D3…pS2d) · up 3d 4h                          ● joining
+Why        no_peers: none of the 2 bootstrap addresses answers; check that port
+           31700 is open between the machines
+Run        tapestry-1b (abababab)   round 41   height 0   base cdcdcdcd
+           local steps end in 3.0 s
+Trainer    waiting   cpu fp32 adamw
+Swarm      0 peers present   reachable: unknown
+Averaging  no rounds yet
+Traffic    sent 114 MiB   received 118 MiB   since start
+Health     clock: nobody is there to compare it with
+""",
+    ),
+    "training": (
+        STATUS,
+        """\
+tapestry 0.1.0 · aspen (12D3…pS2d) · up 3d 4h                         ● training
+Run        tapestry-1b (abababab)   round 41   height 40   base cdcdcdcd
+           local steps end in 12 s
+Trainer    training   cuda:0 bf16 adamw8bit   21.3k tok/s   loss 2.914
+           5.12k steps   10.5M tokens   20.0 GiB
+Learned    held-out loss 3.402 → 2.871   height 1 → 40   on 8.19k tokens
+Swarm      2 peers present   reachable: yes   clock +12 ms
+Averaging  round 40 committed   2 peers   coverage 1.00   9.4 s
+           58 of 60 rounds committed
+Traffic    sent 114 MiB   received 118 MiB   since start
+Health     ok
+
+PEER       NAME            STATE     HEIGHT  BASE   RTT    SKEW   SEEN   VERSION
+12D3…nQ8b  ornl            training  40      same   31 ms  +4 ms  1.5 s  0.1.0
+12D3…w0Za  森の計算機?[3…  syncing   38      other  -      -      4.0 s  0.1.0
+""",
+    ),
+    "averaging": (
+        AVERAGING,
+        """\
+tapestry 0.1.0 · aspen (12D3…pS2d) · up 3d 4h                        ● averaging
+Run        tapestry-1b (abababab)   round 41   height 40   base cdcdcdcd
+           reducing, 4.2 s in
+Trainer    training   cuda:0 bf16 adamw8bit   21.3k tok/s   loss 2.914
+           5.12k steps   10.5M tokens   20.0 GiB
+Learned    held-out loss 3.402 → 2.871   height 1 → 40   on 8.19k tokens
+Isolation  enforced: no   method: none   checks: failed no_data
+Swarm      2 peers present   reachable: yes   clock +12 ms
+Averaging  round 40 discarded: coverage 0.40 where 0.50 is needed   2 peers
+           coverage 1.00   9.4 s   58 of 60 rounds committed
+Traffic    sent 114 MiB   received 118 MiB   since start
+Refused    1 bad_signature   3 stale
+Health     ok
+
+PEER       NAME            STATE     HEIGHT  BASE   RTT    SKEW   SEEN   VERSION
+12D3…nQ8b  ornl            training  40      same   31 ms  +4 ms  1.5 s  0.1.0
+12D3…w0Za  森の計算機?[3…  syncing   38      other  -      -      4.0 s  0.1.0
+""",
+    ),
+    "paused": (
+        PAUSED,
+        """\
+tapestry 0.1.0 · aspen (12D3…pS2d) · up 3d 4h                           ● paused
+Why        user, until 18:00
+Run        tapestry-1b (abababab)   round 41   height 40   base cdcdcdcd
+           local steps end in 12 s
+Trainer    training   cuda:0 bf16 adamw8bit   21.3k tok/s   loss 2.914
+           5.12k steps   10.5M tokens   20.0 GiB
+Learned    held-out loss 3.402 → 2.871   height 1 → 40   on 8.19k tokens
+Swarm      2 peers present   reachable: yes   clock +12 ms
+Averaging  round 40 committed   2 peers   coverage 1.00   9.4 s
+           58 of 60 rounds committed
+Traffic    sent 114 MiB   received 118 MiB   since start
+Health     ok
+
+PEER       NAME            STATE     HEIGHT  BASE   RTT    SKEW   SEEN   VERSION
+12D3…nQ8b  ornl            training  40      same   31 ms  +4 ms  1.5 s  0.1.0
+12D3…w0Za  森の計算機?[3…  syncing   38      other  -      -      4.0 s  0.1.0
+""",
+    ),
+}
+
+
+def document(status: Status) -> dict[str, object]:
+    """As it comes over the socket."""
+    made: dict[str, object] = json.loads(json.dumps(status.to_json()))
+    return made
+
+
+@pytest.mark.parametrize("state", GOLDEN)
+def test_the_screen(state: str) -> None:
+    status, text = GOLDEN[state]
+    assert screen.render(document(status), width=80, colour=False) == text
+    assert len(text.splitlines()) <= 24
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
+@pytest.mark.parametrize("state", GOLDEN)
+def test_no_line_is_wider_than_the_terminal(state: str, width: int) -> None:
+    for line in screen.render(document(GOLDEN[state][0]), width=width, colour=False).splitlines():
+        assert screen._width(line) <= width
+
+
+@pytest.mark.parametrize("state", GOLDEN)
+def test_colour_changes_nothing_but_colour(state: str) -> None:
+    status, text = GOLDEN[state]
+    coloured = screen.render(document(status), width=80, colour=True)
+    for code in ("\x1b[0m", "\x1b[1m", "\x1b[31m", "\x1b[32m", "\x1b[33m"):
+        coloured = coloured.replace(code, "")
+    assert coloured == text
+
+
+def test_what_peers_say_cannot_steer_the_terminal() -> None:
+    evil = replace(
+        STATUS, health=("\x1b]0;owned\x07",), peers=(replace(STATUS.peers[0], name="\x1b[2J\n", version="\u202e1.0", state="\r"),)
+    )
+    for text in (screen.render(document(evil), width=80, colour=False), screen.peers(document(evil)["peers"], width=80)):  # type: ignore[arg-type]
+        assert all(c.isprintable() or c == "\n" for c in text)
+
+
+def test_many_peers_are_counted_not_listed() -> None:
+    crowd = replace(STATUS, peers=STATUS.peers * 10)
+    text = screen.render(document(crowd), width=80, colour=False)
+    assert text.endswith("… and 10 more: tapestry peers\n")
+    assert "PEER" not in screen.render(document(crowd), width=80, colour=False, rows=0)
+
+
+def test_tables() -> None:
+    assert screen.peers([], width=80) == "No peers are present.\n"
+    assert screen.rounds([], width=80) == "No rounds yet.\n"
+    assert screen.peers(document(STATUS)["peers"], width=80).splitlines()[1:3] == [  # type: ignore[arg-type]
+        "12D3…nQ8b  ornl            training  40      same   31 ms  +4 ms  1.5 s  0.1.0",
+        "    /ip4/192.0.2.8/tcp/31700",
+    ]
+    discarded = replace(STORY, result="discarded", reason="no quorum", loss=None)
+    assert screen.rounds([asdict(STORY), asdict(discarded)], width=100) == (
+        "ROUND  RESULT     HEIGHT  PEERS  COVERAGE  TOOK   SENT     RECEIVED  LOSS   REASON\n"
+        "40     committed  40      2      1.00      9.4 s  2.9 MiB  3.0 MiB   2.914\n"
+        "40     discarded  40      2      1.00      9.4 s  2.9 MiB  3.0 MiB   -      no quorum\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.04, "0.0 s"), (9.44, "9.4 s"), (59.9, "60 s"), (60, "1m"), (200, "3m 20s"), (7200, "2h"), (273_600, "3d 4h")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert screen.duration(seconds) == text
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (498 << 20, "498 MiB"), (5 << 40, "5.0 TiB")])
+def test_sizes(count: int, text: str) -> None:
+    assert screen.size(count) == text

@@ -1,0 +1,121 @@
+"""Hugging Face configurations and checkpoints: real tiny architectures, made here."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tapestryd.errors import ConfigFault, StateFault
+from tapestryd.training import model, vector
+from tests.training.tiny import CONFIGS, built
+
+
+@pytest.fixture
+def exported(tmp_path: Path) -> Path:
+    config, made, layout = built("llama")
+    model.export(tmp_path / "out", config=config, theta=vector.bind(made, layout, "cpu"), layout=layout, tokenizer=None, card="# Tiny\n")
+    return tmp_path / "out"
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_an_export_loads_with_transformers_and_with_us(name: str, tmp_path: Path) -> None:
+    config, made, layout = built(name)
+    theta = vector.bind(made, layout, "cpu")
+    model.export(tmp_path / "out", config=config, theta=theta, layout=layout, tokenizer=None, card="# Tiny\n")
+    ours = model.load(tmp_path / "out")
+    assert torch.equal(vector.bind(ours, layout, "cpu"), theta)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", local_files_only=True)
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        assert torch.equal(made.eval()(ids).logits, theirs.eval()(ids).logits)
+    assert (tmp_path / "out" / "README.md").read_text() == "# Tiny\n"
+    assert not (tmp_path / "out.partial").exists()
+    read = model.read_config(tmp_path / "out")
+    assert read == model.read_config(tmp_path / "out" / "config.json")
+    assert vector.tensors(model.build(read)) == vector.tensors(made)
+
+
+def test_the_bytes_tokenizer_gives_bytes(exported: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(exported, local_files_only=True)
+    text = "Grüße, 世界!\n  two\ttabs \x00 and 🎉"
+    ids = tokenizer(text).input_ids
+    assert ids == list(text.encode())
+    assert tokenizer.decode(ids) == text
+    assert tokenizer("a<|endoftext|>b").input_ids == [97, 256, 98]
+    assert tokenizer.eos_token_id == model.END == 256
+    assert model.bytes_tokenizer().encode("".join(map(chr, range(256)))).ids == list("".join(map(chr, range(256))).encode())
+
+
+def test_a_tokenizer_file_is_copied(tmp_path: Path) -> None:
+    config, made, layout = built("llama")
+    model.bytes_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    theta = vector.bind(made, layout, "cpu")
+    model.export(tmp_path / "out", config=config, theta=theta, layout=layout, tokenizer=tmp_path / "tokenizer.json", card="")
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (tmp_path / "tokenizer.json").read_bytes()
+    assert AutoTokenizer.from_pretrained(tmp_path / "out", local_files_only=True)("ab").input_ids == [97, 98]
+
+
+def test_an_export_never_overwrites(exported: Path) -> None:
+    config, made, layout = built("llama")
+    with pytest.raises(StateFault, match="exists"):
+        model.export(exported, config=config, theta=vector.bind(made, layout, "cpu"), layout=layout, tokenizer=None, card="")
+
+
+def test_fresh_depends_on_the_seed_alone() -> None:
+    a, b, c = (built("llama", seed=seed) for seed in (1, 1, 2))
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    digests = [vector.digest(vector.bind(made, layout, "cpu")) for _, made, layout in (a, b, c)]
+    assert digests[0] == digests[1] != digests[2]
+    model.fresh(a[0], 3)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ("{", "not JSON"),
+        ("[]", "model_type is needed"),
+        ('{"hidden_size": 8}', "model_type is needed"),
+        ('{"model_type": "no-such-model"}', "'no-such-model' cannot be built here"),
+        ('{"model_type": "llama", "hidden_size": "many"}', "cannot be built here"),
+        ('{"model_type": "vit"}', "cannot be built here"),
+    ],
+)
+def test_a_config_that_cannot_be_built_is_a_sentence(config: str, says: str) -> None:
+    with pytest.raises(ConfigFault, match=says):
+        model.build(config)
+
+
+def test_what_names_code_or_formats_is_dropped(tmp_path: Path) -> None:
+    described = CONFIGS["llama"] | {
+        "auto_map": {"AutoModelForCausalLM": "evil.Model"}, "_attn_implementation": "somebody/kernel", "attn_implementation": "x",
+        "dtype": "bfloat16", "torch_dtype": "float16", "transformers_version": "9", "_name_or_path": "/home/me",
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    assert json.loads(model.read_config(tmp_path)) == CONFIGS["llama"]
+    made = model.build(json.dumps(described))
+    assert {parameter.dtype for parameter in made.parameters()} == {torch.float32}
+    (tmp_path / "config.json").write_text(json.dumps(CONFIGS["llama"] | {"quantization_config": {}}))
+    with pytest.raises(ConfigFault, match="quantized"):
+        model.read_config(tmp_path)
+
+
+def test_a_folder_that_is_no_checkpoint_is_a_sentence(exported: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigFault, match="No such file"):
+        model.load(tmp_path / "nowhere")
+    half = tmp_path / "half"
+    shutil.copytree(exported, half)
+    (half / "model.safetensors").write_bytes((exported / "model.safetensors").read_bytes()[:5000])
+    with pytest.raises(ConfigFault, match="cannot be loaded"):
+        model.load(half)
+    (half / "model.safetensors").unlink()
+    with pytest.raises(ConfigFault, match=r"no \*\.safetensors"):
+        model.load(half)
+    deeper = json.loads((exported / "config.json").read_text()) | {"num_hidden_layers": 3}
+    (exported / "config.json").write_text(json.dumps(deeper))
+    with pytest.raises(ConfigFault, match="tensors are missing"):
+        model.load(exported)
