@@ -5,7 +5,9 @@ not sent, or was lost to the codec, is carried in `residual` into the fragment's
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,16 +15,25 @@ from torch import Tensor
 from protocols.canonical import Signed, digest
 from protocols.grouping import ATTEMPTS, Roster
 from protocols.lineage import Entry, Tip
+from protocols.refusal import Refused
+from protocols.rounds import Committed, Event, Failed, Reduced, Rostered, Settled
 from protocols.rules import RunRules
 from protocols.settling import Vote, merkle
 from tapestryd.base import Next
+from tapestryd.errors import DiskFull
 from tapestryd.exchange import Exchange
 from tapestryd.keeper import Keeper
 from tapestryd.swarm.gather import Gathering
 from tapestryd.swarm.meeting import Meeting
 from tapestryd.swarm.node import Node
 from tapestryd.swarm.reduce import Reduction
-from tapestryd.swarm.settle import Settlement
+from tapestryd.swarm.settle import Settlement, Unsettled
+from tapestryd.swarm.streams import Gone
+
+log = logging.getLogger(__name__)
+
+_ENOUGH_MS = 50
+"""Settling ends this long before the deadline, so that its own reason is told and not the deadline's."""
 
 
 class Round:
@@ -47,40 +58,60 @@ class Round:
 
 
 class Averaging:
-    """Times handed in are seconds from now; the rooms below speak the event loop's clock."""
+    """Each stage ends in the event that the Member waits for. `now_ms` is swarm time; the rooms below speak the loop's clock."""
 
     def __init__(
-        self, rules: RunRules, keeper: Keeper, node: Node, gathering: Gathering, reduction: Reduction, settlement: Settlement
-    ) -> None:
+        self, rules: RunRules, keeper: Keeper, node: Node, gathering: Gathering, reduction: Reduction, settlement: Settlement,
+        now_ms: Callable[[], int],
+    ) -> None:  # fmt: skip
         self.rules = rules
+        self.round: Round | None = None
         self._keeper = keeper
         self._node = node
         self._gathering = gathering
         self._reduction = reduction
         self._settlement = settlement
-        self.residual = torch.zeros(keeper.base.layout.elements, dtype=torch.float32)
-        self.round: Round | None = None
+        self._now_ms = now_ms
+        self._residual = torch.zeros(keeper.base.layout.elements, dtype=torch.float32)
 
     def begin(self, number: int, delta: Tensor, others: Sequence[str]) -> None:
-        """`delta`: our own copy, (n_f,) float32, of the fragment whose turn it is."""
+        """`delta`: our own copy, (n_f,) float32, of the fragment whose turn it is. `others`: peers seen on our base."""
         assert self._keeper.base.tip is not None
         fragment = number % self._keeper.base.layout.fragments
         self.round = Round(number, fragment, self._keeper.base.tip, delta, others)
 
-    async def gather(self, reducer: bool, window_s: float) -> Roster:
-        """Raises Gone."""
-        r = self._now()
-        windows = [window_s * (attempt + 1) / ATTEMPTS for attempt in range(ATTEMPTS)]
-        return await self._gathering.perform(r.number, r.fragment, r.before.base, r.others, reducer, windows)
+    async def run(self, stage: Coroutine[Any, Any, Event], number: int) -> Event:
+        """A stage's event, or Failed with the reason that status and log will show."""
+        try:
+            return await stage
+        except Gone as gone:
+            log.info("round=%d %s", number, gone)
+            return Failed(number, "no_roster")
+        except Refused as refused:
+            log.info("round=%d %s", number, refused)
+            return Failed(number, refused.reason.value)
+        except Unsettled as unsettled:
+            return Failed(number, str(unsettled))
+        except DiskFull as full:
+            log.error("round=%d %s", number, full)
+            return Failed(number, "disk_full")
 
-    async def reduce(self, roster: Roster, by_s: float, give_up_s: float) -> None:
-        r = self._now()
-        here = self._keeper.base.slice(r.fragment)
-        exchange = Exchange(self.rules, roster, self._node.peer_id, r.delta + self.residual[here])
+    async def gather(self, reducer: bool) -> Event:
+        """`reducer`: others can dial us, so we can reduce a part."""
+        r = self._at_hand()
+        window_s = (self.rules.schedule.gather_by(r.number) - self._now_ms()) / 1000
+        windows = [window_s * (attempt + 1) / ATTEMPTS for attempt in range(ATTEMPTS)]
+        roster = await self._gathering.perform(r.number, r.fragment, r.before.base, r.others, reducer, windows)
+        log.info("round=%d roster of %d, %d reduce", roster.round, len(roster.members), len(roster.reducers))
+        return Rostered(roster)
+
+    async def reduce(self, roster: Roster) -> Event:
+        r = self._at_hand()
+        schedule, here = self.rules.schedule, self._keeper.base.slice(r.fragment)
+        exchange = Exchange(self.rules, roster, self._node.peer_id, r.delta + self._residual[here])
         r.exchange = exchange
         r.meeting = Meeting(roster, exchange.owed.numel(), self.rules.codec.block)
         r.offers = await asyncio.to_thread(exchange.offers)
-        now = asyncio.get_running_loop().time()
 
         async def aggregate(elements: int, offers: Mapping[int, bytes | bytearray]) -> bytes:
             blob, refused = await asyncio.to_thread(exchange.reduce, elements, offers)
@@ -88,11 +119,13 @@ class Averaging:
                 self._node.refused(fault, "offer", roster.members[place])
             return blob
 
-        await self._reduction.perform(r.meeting, r.offers, aggregate, now + by_s, now + give_up_s)
+        closes = schedule.reduce_by(r.number)
+        by, give_up = self._loop_time(closes), self._loop_time((closes + schedule.deadline(r.number)) // 2)
+        await self._reduction.perform(r.meeting, r.offers, aggregate, by, give_up)
+        return Reduced(r.number)
 
-    async def settle(self, by_s: float) -> None:
-        """Raises Unsettled."""
-        r = self._now()
+    async def settle(self) -> Event:
+        r = self._at_hand()
         assert r.exchange is not None
         assert r.meeting is not None
         exchange, roster = r.exchange, r.exchange.roster
@@ -106,12 +139,12 @@ class Averaging:
                 height=r.before.height + 1, weight=r.before.weight + len(roster.members),
             )  # fmt: skip
 
-        by = asyncio.get_running_loop().time() + by_s
+        by = self._loop_time(self.rules.schedule.deadline(r.number) - _ENOUGH_MS)
         r.vote, r.certificate = await self._settlement.perform(r.meeting, compute, r.present, by)
+        return Settled(r.number)
 
-    async def commit(self) -> Tip:
-        """Raises DiskFull with nothing changed."""
-        r = self._now()
+    async def commit(self) -> Event:
+        r = self._at_hand()
         assert r.exchange is not None
         assert r.meeting is not None
         assert r.vote is not None
@@ -120,13 +153,15 @@ class Averaging:
         left = await asyncio.to_thread(r.exchange.residual, blobs, r.offers)
         entry = Entry(r.vote, r.exchange.roster, tuple(map(digest, blobs)), tuple(map(len, blobs)), tuple(r.certificate))
         tip = await self._keeper.commit(entry, blobs, r.step)
-        self.residual[self._keeper.base.slice(r.fragment)] = left
-        return tip
+        self._residual[self._keeper.base.slice(r.fragment)] = left
+        return Committed(r.number, tip)
 
     def drop(self) -> None:
         self.round = None
 
-    def _now(self) -> Round:
-        if self.round is None:
-            raise asyncio.CancelledError("the round was dropped")
+    def _loop_time(self, swarm_ms: int) -> float:
+        return asyncio.get_running_loop().time() + (swarm_ms - self._now_ms()) / 1000
+
+    def _at_hand(self) -> Round:
+        assert self.round is not None, "stages run between begin and drop"
         return self.round

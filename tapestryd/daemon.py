@@ -153,7 +153,7 @@ class Daemon:
         return picture(self.config, self.session, self._identity.peer_id, self._began, self._stopping.is_set())
 
     def rounds(self, limit: int) -> list[Story]:
-        return list(self.session.stories)[-limit:] if self.session else []
+        return list(self.session.history.stories)[-limit:] if self.session else []
 
     def rules_toml(self) -> str | None:
         return self.session.rules.to_toml() if self.session and self.session.rules else None
@@ -205,12 +205,11 @@ class Daemon:
         tokenizer = session.store.path / "tokenizer.json"
         card = _CARD.format(
             name=rules.name, run=rules.run_id, height=tip.height, weight=tip.weight, base=tip.base, genesis=rules.model.genesis,
-            round=session.stories[-1].round if session.stories else 0, peer=self._identity.peer_id, version=__version__,
+            round=session.history.stories[-1].round if session.history.stories else 0, peer=self._identity.peer_id, version=__version__,
         )  # fmt: skip
 
         def build() -> None:
             shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(mode=0o700)
             model.export(
                 folder, config=rules.model.config, theta=theta, layout=base.layout,
                 tokenizer=tokenizer if tokenizer.exists() else None, card=card,

@@ -8,16 +8,14 @@ import asyncio
 import logging
 import shutil
 import time
-from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any, assert_never
 
 import torch
 
-from protocols import control, limits
-from protocols.grouping import Roster
-from protocols.lineage import Entry, Tip
+from protocols import limits
+from protocols.lineage import Tip
 from protocols.records import Presence
 from protocols.refusal import Refused
 from protocols.rounds import (
@@ -38,11 +36,8 @@ from protocols.rounds import (
     Member,
     PeersSeen,
     Reduce,
-    Reduced,
     Rest,
-    Rostered,
     Settle,
-    Settled,
     State,
     Stop,
     Tick,
@@ -60,9 +55,10 @@ from tapestryd.averaging import Averaging
 from tapestryd.config import DaemonConfig
 from tapestryd.errors import DiskFull
 from tapestryd.exchange import offer_bytes, part_bytes
+from tapestryd.history import History
 from tapestryd.host.clock import now_ms
 from tapestryd.host.keys import Identity, verify
-from tapestryd.host.store import STORIES, RunStore
+from tapestryd.host.store import RunStore
 from tapestryd.keeper import Keeper
 from tapestryd.neighbours import Neighbours
 from tapestryd.supervisor import Supervisor
@@ -71,7 +67,7 @@ from tapestryd.swarm.lineage import Donor, Fetcher
 from tapestryd.swarm.meeting import Meetings, Sizes
 from tapestryd.swarm.node import Node
 from tapestryd.swarm.reduce import Reduction
-from tapestryd.swarm.settle import Settlement, Unsettled
+from tapestryd.swarm.settle import Settlement
 from tapestryd.swarm.streams import Gone
 
 log = logging.getLogger(__name__)
@@ -96,7 +92,7 @@ class Session:
         self.node = node
         self.rules: RunRules | None = None
         self.neighbours = Neighbours(node, store.run_id, verify)
-        self.stories: deque[control.Story] = deque(store.stories(), maxlen=STORIES)
+        self.history = History(store, node.meter)
         self.addresses: list[str] = []
         self.member: Member | None = None
         self.supervisor: Supervisor | None = None
@@ -110,7 +106,6 @@ class Session:
         self._published = 0.0
         self._kept = 0.0
         self._reasons: tuple[str, ...] = ()
-        self._round_began = (0.0, 0, 0)
         self._trained: Delta | None = None
         self._left = asyncio.Event()
 
@@ -175,7 +170,7 @@ class Session:
         self._fetcher.entry_bytes = limits.FRAME_BYTES + part_bytes(rules, layout.elements) * 2 + limits.ROSTER_MEMBERS * 64
         self.keeper = Keeper(
             rules, layout, self.store, self._fetcher, verify,
-            self.config.storage.snapshot_every, self.config.storage.keep_snapshots, self._replayed,
+            self.config.storage.snapshot_every, self.config.storage.keep_snapshots, self.history.replayed,
         )  # fmt: skip
         tip = await self.keeper.open()
         await self._furnish(rules)
@@ -195,7 +190,7 @@ class Session:
         reduction = Reduction(self.node, meetings, sizes)
         settlement = Settlement(self.node, meetings, sizes, self.identity.sign, verify)
         donor = Donor(self.node, self.store)
-        self.averaging = Averaging(rules, self.keeper, self.node, gathering, reduction, settlement)
+        self.averaging = Averaging(rules, self.keeper, self.node, gathering, reduction, settlement, now_ms)
         for room in (gathering, reduction, settlement, donor):
             await room.serve()
 
@@ -259,39 +254,34 @@ class Session:
         if self._timer:
             self._timer.cancel()
         wake = member.wake_ms
-        if wake is not None and self._loop_running():
+        if wake is not None and not self._left.is_set():
             self._timer = asyncio.get_running_loop().call_later(max(0.001, (wake - now_ms()) / 1000), self.feed, Tick())
-
-    def _loop_running(self) -> bool:
-        return not self._left.is_set()
 
     def _perform(self, effect: Effect) -> None:
         assert self.rules is not None
         member = self.member
         assert member is not None
-        schedule = self.rules.schedule
         match effect:
             case Train(round):
                 self._order(TrainOrder(round, self.keeper.base.tip.height if self.keeper.base.tip else 0))
             case Stop(round):
-                self._round_began = (time.monotonic(), *self.node.meter.totals())
+                self.history.begin()
                 self._trained = None
                 self._order(StopOrder(round, round % self.keeper.base.layout.fragments))
             case Rest():
                 self._order(StopOrder(0, 0))
             case Gather(round):
-                self._stage_is(round, self._gather((schedule.gather_by(round) - now_ms()) / 1000))
+                self._stage_is(round, self.averaging.gather(bool(self.addresses)))
             case Reduce(roster):
-                self._stage_is(roster.round, self._reduce(roster))
+                self._stage_is(roster.round, self.averaging.reduce(roster))
             case Settle(round):
-                self._stage_is(round, self._settle((schedule.deadline(round) - now_ms()) / 1000 - 0.05))
+                self._stage_is(round, self.averaging.settle())
             case Commit(round):
-                self._stage_is(round, self._commit())
+                self._stage_is(round, self.averaging.commit())
             case Discard(round, reason):
                 if self._stage:
                     self._stage.cancel()
-                self._tell(round, "discarded", reason, None)
-                self.averaging.drop()
+                self._over(round, reason)
             case CatchUp(tip, donors):
                 if not self._catching_up:
                     self._catching_up = True
@@ -350,50 +340,24 @@ class Session:
     def _down(self) -> None:
         self.feed(TrainerDown())
 
-    # The stages of a round. Each ends in an event.
+    # Rounds.
 
     def _stage_is(self, round: int, work: Coroutine[Any, Any, Event]) -> None:
         async def run() -> None:
-            try:
-                event = await work
-            except (Gone, Refused) as error:
-                log.info("round=%d %s", round, error)
-                event = Failed(round, "no_roster" if isinstance(error, Gone) else error.reason.value)
-            except Unsettled as error:
-                event = Failed(round, str(error))
-            except DiskFull as error:
-                log.error("round=%d %s", round, error)
-                event = Failed(round, "disk_full")
+            event = await self.averaging.run(work, round)
+            if isinstance(event, Committed):
+                self._offer_fragment(round % self.keeper.base.layout.fragments, event.tip.height)
+                self._over(round, "")
             self.feed(event)
 
         self._stage = self._spawn(run())
 
-    async def _gather(self, window_s: float) -> Event:
-        roster = await self.averaging.gather(bool(self.addresses), window_s)
-        log.info("round=%d roster of %d, %d reduce", roster.round, len(roster.members), len(roster.reducers))
-        return Rostered(roster)
-
-    async def _reduce(self, roster: Roster) -> Event:
-        assert self.rules is not None
-        schedule = self.rules.schedule
-        by = (schedule.reduce_by(roster.round) - now_ms()) / 1000
-        give_up = by + (schedule.deadline(roster.round) - schedule.reduce_by(roster.round)) / 2000
-        await self.averaging.reduce(roster, by, give_up)
-        return Reduced(roster.round)
-
-    async def _settle(self, by_s: float) -> Event:
-        await self.averaging.settle(by_s)
-        assert self.averaging.round is not None
-        return Settled(self.averaging.round.number)
-
-    async def _commit(self) -> Event:
-        round = self.averaging.round
-        assert round is not None
-        tip = await self.averaging.commit()
-        self._offer_fragment(round.fragment, tip.height)
-        self._tell(round.number, "committed", "", tip)
+    def _over(self, number: int, reason: str) -> None:
+        """A round ended: committed, or discarded for `reason`."""
+        round = self.averaging.round if self.averaging.round and self.averaging.round.number == number else None
+        fragment = number % self.keeper.base.layout.fragments
+        self.history.end(number, fragment, self.keeper.base.tip, reason=reason, round=round, trained=self._trained)
         self.averaging.drop()
-        return Committed(round.number, tip)
 
     # Catching up.
 
@@ -418,50 +382,8 @@ class Session:
         elif reached is not None:
             self.feed(BaseLoaded(reached))
 
-    def _replayed(self, entry: Entry) -> None:
-        vote = entry.vote
-        self._record(
-            control.Story(
-                vote.round, vote.fragment, "replayed", "", entry.roster.members, vote.coverage_ppm / 1e6, vote.height, vote.after,
-                0, sum(entry.sizes), 0, 0, 0, None,
-            )
-        )  # fmt: skip
-
-    def _tell(self, number: int, result: str, reason: str, tip: Tip | None) -> None:
-        """One line of log, and one story, for each round that ends here."""
-        round = self.averaging.round if self.averaging.round and self.averaging.round.number == number else None
-        roster = round.exchange.roster if round and round.exchange else None
-        began, sent, received = self._round_began
-        now_sent, now_received = self.node.meter.totals()
-        trained = self._trained
-        here = tip or self.keeper.base.tip
-        story = control.Story(
-            number, number % self.keeper.base.layout.fragments, result, reason, roster.members if roster else (),
-            round.vote.coverage_ppm / 1e6 if round and round.vote else 0.0, here.height if here else 0, here.base if here else "",
-            now_sent - sent, now_received - received, round_ms(time.monotonic() - began), trained.steps if trained else 0,
-            trained.tokens if trained else 0, trained.loss if trained and trained.steps else None,
-        )  # fmt: skip
-        self._record(story)
-        level = logging.INFO if result == "committed" else logging.WARNING
-        log.log(
-            level, "round=%d %s%s peers=%d coverage=%.2f height=%d base=%s sent=%d took=%.2fs", number, result,
-            f" ({reason})" if reason else "", len(story.members), story.coverage, story.height, story.base_digest[:12],
-            story.sent_bytes, story.took_ms / 1000,
-        )  # fmt: skip
-
-    def _record(self, story: control.Story) -> None:
-        self.stories.append(story)
-        try:
-            self.store.tell(story)
-        except DiskFull as error:
-            log.error("%s", error)
-
     # What others see.
 
     def invite(self) -> str:
         own = [f"{address}/p2p/{self.node.peer_id}" for address in self.addresses]
         return str(Invite(self.store.run_id, tuple([*own, *self.neighbours.addresses()][: limits.ADDRESSES])))
-
-
-def round_ms(seconds: float) -> int:
-    return round(seconds * 1000)

@@ -18,7 +18,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +54,13 @@ def main() -> int:
         log.error("descriptor %d is no socket; the daemon starts tapestry-trainer, people do not", chosen.channel)
         return FAULT_EXIT
     signal.signal(signal.SIGTERM, lambda number, frame: channel.close_inbound())
-    code = Code.INTERNAL
+    return serve(channel, chosen.config, chosen.run)
+
+
+def serve(channel: Channel, config_file: Path, folder: Path) -> int:
+    """The trainer's whole life on an open channel → exit code. Sends FAULT where one ends it."""
     try:
-        _run(channel, chosen.config, chosen.run)
+        _run(channel, config_file, folder)
         return 0
     except _Over:
         return 0
@@ -82,11 +86,12 @@ def _run(channel: Channel, config_file: Path, folder: Path) -> None:
     threads = config.compute.threads or max(1, len(os.sched_getaffinity(0)) - 1)
     # Both are read when the libraries are first imported, which is below.
     os.environ.update(OMP_NUM_THREADS=str(threads), HF_HUB_OFFLINE="1")
-    _train(channel, shared, config, rules, folder, threads)
+    with ExitStack() as held:
+        _train(channel, shared, config, rules, folder, threads, held)
 
 
-def _train(channel: Channel, shared: Shared, config: TrainerConfig, rules: RunRules, folder: Path, threads: int) -> None:
-    """Build everything, say READY, and follow orders."""
+def _train(channel: Channel, shared: Shared, config: TrainerConfig, rules: RunRules, folder: Path, threads: int, held: ExitStack) -> None:
+    """Build everything, say READY, and follow orders. `held` gets what must be let go at the end."""
     import torch
     from transformers.utils import logging as hub_logging
 
@@ -112,6 +117,7 @@ def _train(channel: Channel, shared: Shared, config: TrainerConfig, rules: RunRu
         tokenizer = Bytes() if rules.tokenizer.kind == "bytes" else FromFile(_tokenizer(folder, rules), _end(rules.model.config))
     with _blame(Code.CONFIG):
         checkpoint = Checkpoint(config.checkpoint.dir, rules.run_id, waiting=alive)
+        held.callback(checkpoint.close)
     with _blame(Code.DATA_UNREADABLE):
         corpus = open_corpus(
             config.data.paths, tokenizer, text_field=config.data.text_field, tokens=inner.tokens, seed=config.data.seed,

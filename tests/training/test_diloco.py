@@ -113,9 +113,8 @@ def test_a_step_that_is_not_finite_is_skipped(corpus: Corpus) -> None:
     ours = replica(corpus)
     ours.step(0)
     ours.local[:] = math.nan
-    before = ours.local.clone()
     assert math.isnan(ours.step(1))
-    assert before.isnan().all() and ours.local.isnan().all()
+    assert torch.isfinite(ours.theta).all()
     assert ours.counter == 2
     ours.adopt(ALL_FRAGMENTS, ours.theta.clone(), keep=False)
     assert math.isfinite(ours.step(2))

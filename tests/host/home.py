@@ -1,0 +1,106 @@
+"""A trainer's surroundings on disk, and a daemon played by hand, for the tests of the data side."""
+
+import fcntl
+import os
+import socket
+import threading
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from protocols.layout import Layout
+from protocols.rules import RunRules
+from protocols.trainer import ABI, ALL_FRAGMENTS, SIZE, Base, Fault, Hello, Order, Report, pack, unpack
+from tapestryd.host.channel import Channel
+from tapestryd.host.trainer_main import serve
+from tests.training.tiny import genesis, rules, write_text
+
+SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+R = TypeVar("R", bound=Report)
+
+
+class Home:
+    """`config` and `run`: what a trainer is started with; real text under `data`."""
+
+    def __init__(self, root: Path, made: RunRules | None = None, *, evaluate: int = 1, every: str = "60s") -> None:
+        self.rules = made or rules()
+        self.layout: Layout = self.rules.layout()
+        self.run, self.data, self.checkpoints = root / "run", root / "data", root / "checkpoints"
+        self.config = root / "trainer.toml"
+        self.run.mkdir()
+        (self.run / "rules.json").write_bytes(self.rules.canonical())
+        write_text(self.data)
+        self.write(f'[checkpoint]\ndir = "{self.checkpoints}"\nevery = "{every}"\n[evaluate]\nevery = {evaluate}\ntokens = 640\n')
+
+    def write(self, rest: str) -> None:
+        self.config.write_text(f'schema_version = 1\n[data]\npaths = ["{self.data}"]\n[compute]\nthreads = 1\ndevice = "cpu"\n{rest}')
+
+    @property
+    def saved(self) -> Path:
+        return self.checkpoints / self.rules.run_id / "local.pt"
+
+    def hello(self) -> Hello:
+        return Hello(ABI, self.layout.fragments, self.layout.elements, bytes.fromhex(self.layout.digest()))
+
+
+class Daemon:
+    """The daemon's end of the channel by hand, so that it can also do what a daemon must not; the trainer is a thread."""
+
+    def __init__(self, home: Home) -> None:
+        self.home = home
+        self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.socket.settimeout(30)
+        self.channel = Channel(theirs)
+        self.status: int | None = None
+        self._threads = torch.get_num_threads()
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def hello(self, hello: Hello | None = None, *, vectors: int = 2, seals: int = SEALS, elements: int | None = None) -> None:
+        """Send HELLO with this many memfds; then `params` and `delta` are mapped."""
+        made = [os.memfd_create("v", os.MFD_ALLOW_SEALING) for _ in range(vectors)]
+        for vector in made:
+            os.ftruncate(vector, 4 * (elements or self.home.layout.elements))
+            fcntl.fcntl(vector, fcntl.F_ADD_SEALS, seals)
+        maps: list[NDArray[np.float32]] = [np.memmap(f"/proc/self/fd/{vector}", "<f4", "r+") for vector in made]
+        if vectors == 2:
+            self.params, self.delta = maps
+        socket.send_fds(self.socket, [pack(hello or self.home.hello())], made)
+        for vector in made:
+            os.close(vector)
+
+    def send(self, *orders: Order) -> None:
+        for order in orders:
+            self.socket.send(pack(order))
+
+    def base(self, height: int = 0, *, keep: bool = False) -> None:
+        """Genesis as the whole base."""
+        self.params[:] = genesis().numpy()
+        self.send(Base(height, ALL_FRAGMENTS, keep))
+
+    def next(self, kind: type[R]) -> R:
+        """The next report of this kind; others before it are passed over, but a FAULT is not."""
+        while True:
+            report = unpack(self.socket.recv(SIZE + 1))
+            if isinstance(report, kind):
+                return report
+            assert not isinstance(report, Fault), report
+
+    def end(self) -> int:
+        """Wait for the trainer's exit code."""
+        self._thread.join(30)
+        assert self.status is not None
+        return self.status
+
+    def close(self) -> None:
+        self.socket.close()
+        self._thread.join(30)
+        torch.set_num_threads(self._threads)
+
+    def _serve(self) -> None:
+        self.status = serve(self.channel, self.home.config, self.home.run)
+        self.channel._socket.close()
