@@ -110,7 +110,7 @@ class Averaging:
         schedule, here = self.rules.schedule, self._keeper.base.slice(r.fragment)
         exchange = Exchange(self.rules, roster, self._node.peer_id, r.delta + self._residual[here])
         r.exchange = exchange
-        r.meeting = Meeting(roster, exchange.owed.numel(), self.rules.codec.block)
+        r.meeting = Meeting(roster, exchange.owed.numel(), self.rules.codec.block, self._loop_time(schedule.deadline(r.number)))
         r.offers = await asyncio.to_thread(exchange.offers)
 
         async def aggregate(elements: int, offers: Mapping[int, bytes | bytearray]) -> bytes:

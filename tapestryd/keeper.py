@@ -50,14 +50,14 @@ class Keeper:
             loaded = await asyncio.to_thread(self.store.load_entry, self.base.tip.height + 1, self._verify)
             if loaded is None or loaded[0].vote.before != self.base.tip.base:
                 break
-            self.base.put(await self._follow(*loaded), loaded[0].tip)
+            await asyncio.to_thread(self.base.put, await self._follow(*loaded), loaded[0].tip)
         return self.base.tip
 
     async def commit(self, entry: Entry, blobs: Sequence[bytes], step: Next) -> Tip:
         """Entry to disk, then base. Raises DiskFull with nothing changed."""
         await asyncio.to_thread(self.store.write_entry, entry, *blobs)
-        self.base.put(step, entry.tip)
-        self._snapshot_if_due()
+        await asyncio.to_thread(self.base.put, step, entry.tip)
+        await self._snapshot_if_due()
         return entry.tip
 
     async def catch_up(self, target: Tip, donors: Sequence[str]) -> Tip:
@@ -111,12 +111,13 @@ class Keeper:
         self.store.keep_download(snapshot, download)
         await asyncio.to_thread(self.base.load, snapshot, self.store.snapshot_file(snapshot))
 
-    def _snapshot_if_due(self) -> None:
+    async def _snapshot_if_due(self) -> None:
         tip = self.base.tip
         assert tip is not None
         if tip.height % self._every or (self._writing and not self._writing.done()):
             return
-        pairs, theta, velocity = list(self.base.pairs), self.base.theta.clone(), self.base.velocity.clone()
+        pairs = list(self.base.pairs)
+        theta, velocity = await asyncio.to_thread(lambda: (self.base.theta.clone(), self.base.velocity.clone()))
 
         def write() -> None:
             snapshot, first, second = describe(self.rules.run_id, tip, pairs, theta, velocity)

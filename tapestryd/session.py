@@ -12,7 +12,9 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any, assert_never
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from protocols import limits
 from protocols.lineage import Tip
@@ -108,6 +110,7 @@ class Session:
         self._reasons: tuple[str, ...] = ()
         self._trained: Delta | None = None
         self._left = asyncio.Event()
+        self._offering = asyncio.Lock()
 
     # Life.
 
@@ -179,14 +182,18 @@ class Session:
             log.info("base height=%d digest=%s from disk", tip.height, tip.base[:12])
             self.feed(BaseLoaded(tip))
         if self.config.trainer.enabled:
-            self.supervisor = Supervisor(layout, self.config.trainer.config, self.store.path, self._offer_base, self._delta, self._down)
+            self.supervisor = Supervisor(
+                layout, self.config.trainer.config, self.store.path, self._trainer_ready, self._trainer_reports, self._down
+            )
             self.supervisor.start()
         self._spawn(self._watch())
 
     async def _furnish(self, rules: RunRules) -> None:
         meetings = Meetings()
         sizes = Sizes(lambda n: offer_bytes(rules, n), lambda n: part_bytes(rules, n))
-        gathering = Gathering(self.node, rules.run_id, rules.averaging.min_peers, self.identity.sign, verify)
+        gathering = Gathering(
+            self.node, rules.run_id, rules.averaging.min_peers, self.identity.sign, verify, lambda: rules.schedule.round_at(now_ms())
+        )
         reduction = Reduction(self.node, meetings, sizes)
         settlement = Settlement(self.node, meetings, sizes, self.identity.sign, verify)
         donor = Donor(self.node, self.store)
@@ -205,8 +212,8 @@ class Session:
                 await self.neighbours.refresh()
                 if time.monotonic() - self._published > limits.PRESENCE_MS / 3000:
                     await self._publish()
-            except (OSError, EOFError, TimeoutError) as error:
-                log.warning("the DHT does not answer: %s", error)
+            except Gone as gone:
+                log.warning("%s", gone)
             self.feed(Hindered(tuple(self._hindrances())))
             self.feed(PeersSeen(self.neighbours.seen()))
             if time.monotonic() - self._kept > 60 and self.neighbours.count():
@@ -292,7 +299,7 @@ class Session:
                 assert_never(effect)
 
     async def _announce(self) -> None:
-        with suppress(OSError, EOFError, TimeoutError):
+        with suppress(Gone):
             await self._publish()
 
     def _order(self, order: Base | TrainOrder | StopOrder) -> None:
@@ -301,39 +308,40 @@ class Session:
 
     # The trainer.
 
-    def _offer_base(self) -> None:
-        """Trainer and base have both come: hand over all of it. Local progress that the trainer restored stays on top."""
-        supervisor, base = self.supervisor, self.keeper.base
-        if supervisor is None or supervisor.trainer is None or supervisor.ready is None or base.tip is None:
-            return
-        supervisor.trainer.params[:] = base.theta.numpy()
-        supervisor.send(Base(base.tip.height, ALL_FRAGMENTS, True))
-        assert self.member is not None
-        if not self.member.trainer:
-            self.feed(TrainerUp())
+    def _trainer_ready(self) -> None:
+        self._spawn(self._offer(ALL_FRAGMENTS, keep=True))
 
-    def _offer_fragment(self, fragment: int, height: int) -> None:
-        if self.supervisor is None or self.supervisor.trainer is None:
-            return
-        here = self.keeper.base.slice(fragment)
-        self.supervisor.trainer.params[here] = self.keeper.base.theta[here].numpy()
-        self.supervisor.send(Base(height, fragment, False))
+    async def _offer(self, fragment: int, *, keep: bool) -> None:
+        """Hand the trainer a fragment of the base, or all of it. `keep`: local progress stays on top. One at a time, so that
+        the last word in shared memory is that of the last BASE."""
+        async with self._offering:
+            supervisor, base, member = self.supervisor, self.keeper.base, self.member
+            if supervisor is None or supervisor.trainer is None or supervisor.ready is None or base.tip is None:
+                return
+            here = slice(None) if fragment == ALL_FRAGMENTS else base.slice(fragment)
+            await asyncio.to_thread(np.copyto, supervisor.trainer.params[here], base.theta[here].numpy())
+            supervisor.send(Base(base.tip.height, fragment, keep))
+            if member is not None and not member.trainer and fragment == ALL_FRAGMENTS:
+                self.feed(TrainerUp())
 
-    def _delta(self, report: Delta) -> None:
-        """A delta lies in shared memory: copy it, then look at it, then tell the Member."""
+    def _trainer_reports(self, report: Delta) -> None:
         member = self.member
-        assert member is not None
-        if member.state is not State.STOPPING or report.round != member.round or not self.supervisor or not self.supervisor.trainer:
+        if member is not None and member.state is State.STOPPING and report.round == member.round:
+            self._spawn(self._take(report))
+
+    async def _take(self, report: Delta) -> None:
+        """A delta lies in shared memory: copy it, then look at it, then tell the Member."""
+        base, trainer = self.keeper.base, self.supervisor.trainer if self.supervisor else None
+        if trainer is None or base.tip is None or report.fragment != report.round % base.layout.fragments:
             return
-        base = self.keeper.base
-        if report.fragment != report.round % base.layout.fragments:
+        delta, finite = await asyncio.to_thread(_copied, trainer.delta[base.slice(report.fragment)])
+        member = self.member
+        if member is None or member.state is not State.STOPPING or report.round != member.round:
             return
-        delta = torch.from_numpy(self.supervisor.trainer.delta[base.slice(report.fragment)].copy())
         self._trained = report
-        if not bool(torch.isfinite(delta).all()):
+        if not finite:
             self.feed(Failed(report.round, "not_finite"))
             return
-        assert base.tip is not None
         self.averaging.begin(report.round, delta, self.neighbours.on_base(base.tip))
         self.feed(Trained(report.round))
 
@@ -346,7 +354,7 @@ class Session:
         async def run() -> None:
             event = await self.averaging.run(work, round)
             if isinstance(event, Committed):
-                self._offer_fragment(round % self.keeper.base.layout.fragments, event.tip.height)
+                await self._offer(round % self.keeper.base.layout.fragments, keep=False)
                 self._over(round, "")
             self.feed(event)
 
@@ -375,7 +383,7 @@ class Session:
         reached = self.keeper.base.tip
         if reached is not None and reached != before:
             log.info("caught up to height=%d digest=%s", reached.height, reached.base[:12])
-            self._offer_base()
+            await self._offer(ALL_FRAGMENTS, keep=True)
             self.feed(BaseLoaded(reached))
         elif trouble:
             self.feed(CatchUpFailed(trouble))
@@ -387,3 +395,9 @@ class Session:
     def invite(self) -> str:
         own = [f"{address}/p2p/{self.node.peer_id}" for address in self.addresses]
         return str(Invite(self.store.run_id, tuple([*own, *self.neighbours.addresses()][: limits.ADDRESSES])))
+
+
+def _copied(shared: NDArray[np.float32]) -> tuple[torch.Tensor, bool]:
+    """Our own copy of what another process may still write, and whether all of it is finite."""
+    copy = torch.from_numpy(shared.copy())
+    return copy, bool(torch.isfinite(copy).all())

@@ -29,6 +29,7 @@ from typing import IO
 from protocols import limits
 from protocols.canonical import Verify, digest
 from protocols.control import Story
+from protocols.layout import Layout
 from protocols.lineage import Entry, Snapshot
 from protocols.refusal import Refused
 from protocols.rules import RunRules
@@ -124,6 +125,9 @@ class RunStore:
         self.run_id = run_id
         self._log = path / "log"
         self._snapshots = path / "snapshots"
+        self._layout: Layout | None = None
+        self._kept: dict[str, Snapshot] = {}
+        """Parsed manifests by file name: immutable, asked for with every piece."""
         for folder in (self._log, self._snapshots):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for leftover in [*path.rglob("*.new")]:
@@ -198,19 +202,27 @@ class RunStore:
 
     def snapshots(self) -> list[Snapshot]:
         """Manifests of whole snapshots, oldest first. Damaged ones are set aside."""
-        rules = self.load_rules()
+        if self._layout is None:
+            rules = self.load_rules()
+            self._layout = rules.layout() if rules else None
         found = []
-        for path in sorted(self._snapshots.glob("*.json")) if rules else []:
-            assert rules is not None
-            layout = rules.layout()
-            try:
-                snapshot = Snapshot.parse(path.read_bytes(), run=self.run_id, elements=layout.elements, fragments=layout.fragments)
-                if path.with_suffix(".base").stat().st_size != snapshot.size:
-                    raise OSError("cut short")
+        for path in sorted(self._snapshots.glob("*.json")) if self._layout else []:
+            snapshot = self._kept.get(path.name) or self._read_manifest(path)
+            if snapshot:
+                self._kept[path.name] = snapshot
                 found.append(snapshot)
-            except (Refused, OSError) as error:
-                set_aside(path, str(error))
         return found
+
+    def _read_manifest(self, path: Path) -> Snapshot | None:
+        assert self._layout is not None
+        try:
+            snapshot = Snapshot.parse(path.read_bytes(), run=self.run_id, elements=self._layout.elements, fragments=self._layout.fragments)
+            if path.with_suffix(".base").stat().st_size != snapshot.size:
+                raise OSError("cut short")
+            return snapshot
+        except (Refused, OSError) as error:
+            set_aside(path, str(error))
+            return None
 
     def read_snapshot(self, base: str, piece: int) -> bytes | None:
         for snapshot in self.snapshots():
@@ -224,6 +236,7 @@ class RunStore:
         return self._manifest(snapshot.tip.height).with_suffix(".base")
 
     def set_snapshot_aside(self, snapshot: Snapshot, why: str) -> None:
+        self._kept.pop(self._manifest(snapshot.tip.height).name, None)
         set_aside(self._manifest(snapshot.tip.height), why)
 
     def download(self, snapshot: Snapshot) -> "Download":
@@ -242,6 +255,7 @@ class RunStore:
         aside.mkdir()
         for folder in (self._log, self._snapshots):
             shutil.move(folder, aside / folder.name)
+            self._kept.clear()
             folder.mkdir(mode=0o700)
         log.warning("our branch was superseded; its files are kept in %s", aside)
 

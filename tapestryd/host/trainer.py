@@ -10,6 +10,7 @@ import mmap
 import os
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -55,8 +56,9 @@ class Trainer:
         self._elements, self._on_report, self._on_exit = elements, on_report, on_exit
         self._loop = asyncio.get_running_loop()
         self._socket: socket.socket
-        self._process: asyncio.subprocess.Process
-        self._ended: asyncio.Task[None]
+        self._process: subprocess.Popen[bytes]
+        self._pidfd: int
+        self._ended = asyncio.Event()
 
     @classmethod
     async def start(
@@ -79,12 +81,9 @@ class Trainer:
             trainer.params, trainer.delta = (_share(vector, 4 * layout.elements) for vector in vectors)
             hello = Hello(ABI, layout.fragments, layout.elements, bytes.fromhex(layout.digest()))
             socket.send_fds(ours, [pack(hello)], vectors)
-            trainer._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-P", "-m", "tapestryd.host.trainer_main",
-                "--config", str(config), "--run", str(run_dir), "--channel", str(theirs.fileno()),
-                pass_fds=(theirs.fileno(),), stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
-                env=environment_of(os.environ if environment is None else environment),
-            )  # fmt: skip
+            command = [sys.executable, "-P", "-m", "tapestryd.host.trainer_main"]
+            command += ["--config", str(config), "--run", str(run_dir), "--channel", str(theirs.fileno())]
+            trainer._process = _spawn(command, theirs.fileno(), environment_of(os.environ if environment is None else environment))
         except BaseException:
             ours.close()
             raise
@@ -93,8 +92,9 @@ class Trainer:
             for vector in vectors:
                 os.close(vector)
         trainer._socket = ours
+        trainer._pidfd = os.pidfd_open(trainer._process.pid)
         trainer._loop.add_reader(ours.fileno(), trainer._read, _BURST)
-        trainer._ended = asyncio.create_task(trainer._watch())
+        trainer._loop.add_reader(trainer._pidfd, trainer._over)
         return trainer
 
     @property
@@ -106,7 +106,7 @@ class Trainer:
         try:
             self._socket.send(pack(order))
         except BlockingIOError:
-            self._kill()
+            self._process.kill()
         except OSError:
             pass  # closed or reset: `on_exit` tells
 
@@ -115,12 +115,11 @@ class Trainer:
         process is gone and `on_exit` has run. Idempotent."""
         self.send(Quit())
         for number in (signal.SIGTERM, signal.SIGKILL):
-            await asyncio.wait({self._ended}, timeout=timeout_s)
-            if self._ended.done():
-                break
-            with suppress(ProcessLookupError):
-                self._process.send_signal(number)
-        await asyncio.shield(self._ended)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._ended.wait(), timeout_s)
+                return
+            self._process.send_signal(number)
+        await self._ended.wait()
 
     def _read(self, most: int) -> None:
         """Pass on the reports that have come, at most so many."""
@@ -130,15 +129,15 @@ class Trainer:
                 report = self._checked(packet) if packet else None
             except BlockingIOError:
                 return
-            except OSError:
-                report = None
+            except ConnectionResetError:
+                continue  # it ended with orders unread; what it had sent before can still be read behind this error
             except Refused:
                 self._loop.remove_reader(self._socket.fileno())
-                self._kill()  # not to be believed any more
+                self._process.kill()  # not to be believed any more
                 return
             if report is None:  # it ends, or has ended; torch may take a second to be torn down
                 self._loop.remove_reader(self._socket.fileno())
-                self._loop.call_later(_TEARDOWN_S, self._kill)
+                self._loop.call_later(_TEARDOWN_S, self._process.kill)
                 return
             self._on_report(report)
 
@@ -150,16 +149,24 @@ class Trainer:
             raise Refused(Reason.MALFORMED, "READY of another ABI or vector")
         return report
 
-    def _kill(self) -> None:
-        with suppress(ProcessLookupError):
-            self._process.kill()
-
-    async def _watch(self) -> None:
-        status = await self._process.wait()
+    def _over(self) -> None:
+        """The process has ended."""
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        status = self._process.wait()
         if self._loop.remove_reader(self._socket.fileno()):
             self._read(4 * _BURST)  # its last words, FAULT among them, may still lie in the socket
         self._socket.close()
+        self._ended.set()
         self._on_exit(status)
+
+
+def _spawn(command: list[str], channel: int, environment: dict[str, str]) -> "subprocess.Popen[bytes]":
+    """The child holds its standard streams and `channel`, nothing else. Not by the loop: uvloop 0.23 passes on every
+    inheritable descriptor when there are pass_fds. Takes milliseconds."""
+    return subprocess.Popen(
+        command, pass_fds=(channel,), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment
+    )  # fmt: skip
 
 
 def _share(descriptor: int, size: int) -> NDArray[np.float32]:

@@ -6,7 +6,7 @@ The order of leaders and what makes a roster acceptable are in protocols/groupin
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -35,12 +35,13 @@ class _Parked:
 
 
 class Gathering:
-    def __init__(self, node: Node, run: str, min_peers: int, sign: Sign, verify: Verify) -> None:
+    def __init__(self, node: Node, run: str, min_peers: int, sign: Sign, verify: Verify, round_now: Callable[[], int]) -> None:
         self._node = node
         self._run = run
         self._min_peers = min_peers
         self._sign = sign
         self._verify = verify
+        self._round_now = round_now
         self._parked: dict[tuple[int, str], _Parked] = {}
 
     async def serve(self) -> None:
@@ -49,6 +50,8 @@ class Gathering:
     async def _called(self, stream: Stream) -> None:
         head, _ = await stream.receive(0)
         take(head, {"round": int, "before": str, "reducer": bool})
+        if abs(head["round"] - self._round_now()) > 1:
+            raise Refused(Reason.OTHER_ROUND, f"round {head['round']} is not now")
         parked = self._park((head["round"], head["before"]))
         if len(parked.callers) >= limits.ROSTER_MEMBERS:
             raise Refused(Reason.OUT_OF_RANGE, "the roster is full")

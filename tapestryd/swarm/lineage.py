@@ -143,8 +143,8 @@ class Fetcher:
     ) -> None:
         """Every piece that `have` lacks, from all donors side by side; each is checked, then handed to `keep`. A donor
         that fails is left out; Gone when none is left."""
-        wanted = [piece for piece in range(len(snapshot.pieces)) if not have(piece)]
-        wanted.reverse()
+        pieces = range(len(snapshot.pieces) - 1, -1, -1)
+        wanted = await asyncio.to_thread(lambda: [piece for piece in pieces if not have(piece)])
 
         async def draw(donor: str) -> None:
             while wanted:

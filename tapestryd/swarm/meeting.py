@@ -27,10 +27,12 @@ class Sizes:
 
 class Meeting:
     """`slices[i]`: elements of the fragment that reducer i reduces. `offers`: what members sent us for our own part.
-    `blobs[i]`: part i as its reducer published it. `ballots`: first vote of each member, with the parts' digests."""
+    `blobs[i]`: part i as its reducer published it. `ends`: loop time after which nobody waits for anything of this round.
+    `ballots`: first vote of each member, with the parts' digests."""
 
-    def __init__(self, roster: Roster, elements: int, block: int) -> None:
+    def __init__(self, roster: Roster, elements: int, block: int, ends: float) -> None:
         self.roster = roster
+        self.ends = ends
         self.slices = parts(elements, len(roster.reducers), block)
         self.offers: dict[str, bytearray] = {}
         self.blobs: dict[int, bytes] = {}

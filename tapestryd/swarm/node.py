@@ -34,6 +34,9 @@ _STREAMS_A_PEER = 32
 
 _ASK_AGAIN_S = 10.0
 
+_LOST = (P2PDaemonError, OSError, EOFError, TimeoutError)
+"""What hivemind raises when p2pd or the other side is gone."""
+
 
 class Node:
     """`prefix` names the run in DHT keys and protocol ids. `refusals` counts what was refused, by reason."""
@@ -76,12 +79,18 @@ class Node:
     async def publish(self, record: bytes) -> bool:
         """Store our presence record for PRESENCE_MS under our own subkey."""
         expiration = get_dht_time() + limits.PRESENCE_MS / 1000
-        return bool(await self._dht.store(f"{self._prefix}/presence", record, expiration, subkey=self.peer_id))
+        try:
+            return bool(await self._dht.store(f"{self._prefix}/presence", record, expiration, subkey=self.peer_id))
+        except _LOST as error:
+            raise Gone(f"the DHT takes no record: {error}") from None
 
     async def look(self) -> dict[str, bytes]:
         """All records under the run's key, by peer id; at most RECORDS. Asks bootstrap peers that are not yet known."""
         await self._meet()
-        found = await self._dht.get(f"{self._prefix}/presence", latest=True)
+        try:
+            found = await self._dht.get(f"{self._prefix}/presence", latest=True)
+        except _LOST as error:
+            raise Gone(f"the DHT does not answer: {error}") from None
         if found is None or not isinstance(found.value, dict):
             return {}
         entries = list(found.value.items())[: limits.RECORDS]
@@ -113,7 +122,7 @@ class Node:
                 addresses.append(Multiaddr(address))
         try:
             await self._libp2p.p2p._client.connect(PeerID.from_base58(peer), addresses)
-        except (ControlFailure, P2PDaemonError, OSError, EOFError) as error:
+        except _LOST as error:
             raise Gone(f"cannot dial {peer[-6:]}: {error}") from None
 
     async def open(self, peer: str, verb: str) -> Stream:
@@ -125,7 +134,7 @@ class Node:
                 except ControlFailure:
                     await self._connect(peer)
                     _, reader, writer = await self._stream(peer, verb)
-        except (ControlFailure, P2PDaemonError, OSError, EOFError, TimeoutError) as error:
+        except _LOST as error:
             raise Gone(f"{verb}: cannot open a stream to {peer[-6:]}: {error}") from None
         return Stream(peer, verb, reader, writer, self.meter)
 

@@ -48,7 +48,7 @@ class Reduction:
         if mine not in meeting.blobs:
             meeting.offers[stream.peer] = offer
             await meeting.note()
-        if not await meeting.wait(lambda: mine in meeting.blobs, asyncio.get_running_loop().time() + 600):
+        if not await meeting.wait(lambda: mine in meeting.blobs, meeting.ends):
             raise Gone("our part was never reduced")
         await stream.send({"part": mine}, meeting.blobs[mine])
 
@@ -90,9 +90,9 @@ class Reduction:
             stream = await self._node.open(peer, "reduce")
             try:
                 await stream.send({"roster": meeting.roster.digest})
-                await stream.answer(timeout=20)
+                await stream.answer(timeout=meeting.ends - asyncio.get_running_loop().time())
                 await stream.send({}, offer)
-                _, blob = await stream.answer(self._sizes.part(stop - start), timeout=600)
+                _, blob = await stream.answer(self._sizes.part(stop - start), timeout=meeting.ends - asyncio.get_running_loop().time())
             finally:
                 stream.close()
             if len(blob) != self._sizes.part(stop - start):
