@@ -9,6 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from protocols.identity import identity_file, peer_id, public_key, seed_of
 from protocols.refusal import Refused
 from tapestryd.errors import StateFault
+from tapestryd.host.store import saying_disk_full
 
 
 class Identity:
@@ -25,11 +26,12 @@ class Identity:
             key = Ed25519PrivateKey.generate()
             temporary = path.with_suffix(".new")
             temporary.unlink(missing_ok=True)
-            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400), "wb") as file:
-                file.write(identity_file(key.private_bytes_raw(), key.public_key().public_bytes_raw()))
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.rename(path)
+            with saying_disk_full(path):
+                with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400), "wb") as file:
+                    file.write(identity_file(key.private_bytes_raw(), key.public_key().public_bytes_raw()))
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.rename(path)
         try:
             data = path.read_bytes()
             return cls(Ed25519PrivateKey.from_private_bytes(seed_of(data)), path)

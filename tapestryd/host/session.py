@@ -108,7 +108,7 @@ class Session:
                     self._save(at_once=True)
                     return
                 case _:
-                    assert_never(order)  # type: ignore[arg-type]
+                    assert_never(order)
 
     def _step(self) -> None:
         assert self._training is not None

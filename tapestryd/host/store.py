@@ -88,7 +88,7 @@ class StateDir:
             self._lock.close()
             raise StateFault(f"node.state_dir = {path}: another tapestryd runs on it; stop that one or choose another folder") from None
         schema = path / "schema"
-        found = schema.read_text().strip() if schema.exists() else SCHEMA
+        found = schema.read_text(errors="replace").strip() if schema.exists() else SCHEMA
         if found != SCHEMA:
             self._lock.close()
             raise StateFault(
@@ -104,7 +104,7 @@ class StateDir:
     def current(self) -> str:
         """The joined run as an invite, or ""."""
         path = self.path / "current"
-        return path.read_text().strip() if path.exists() else ""
+        return path.read_text(errors="replace").strip() if path.exists() else ""
 
     @current.setter
     def current(self, invite: str) -> None:
@@ -247,6 +247,8 @@ class RunStore:
             os.fsync(file.fileno())
         download.path.rename(self.snapshot_file(snapshot))
         write(self._manifest(snapshot.tip.height), snapshot.to_bytes())
+        for abandoned in self.path.glob("*.part"):
+            abandoned.unlink()
 
     def supersede(self) -> None:
         """Another branch won: move our log and snapshots out of the way, whole, where their owner can still find them."""
@@ -270,8 +272,8 @@ class RunStore:
         if not path.exists():
             return []
         found = []
-        for line in path.read_text().splitlines()[-STORIES:]:
-            with suppress(ValueError, TypeError):
+        for line in path.read_text(errors="replace").splitlines()[-STORIES:]:
+            with suppress(ValueError, TypeError, KeyError):
                 raw = json.loads(line)
                 found.append(Story(**{**raw, "members": tuple(raw["members"])}))
         return found
@@ -300,4 +302,5 @@ class Download:
 
 def set_aside(path: Path, why: str) -> None:
     log.warning("%s is damaged (%s): set aside as %s.damaged", path, why, path.name)
-    path.rename(path.with_name(path.name + ".damaged"))
+    with suppress(FileNotFoundError):  # pruned since it was read
+        path.rename(path.with_name(path.name + ".damaged"))

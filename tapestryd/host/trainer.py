@@ -84,6 +84,7 @@ class Trainer:
             command = [sys.executable, "-P", "-m", "tapestryd.host.trainer_main"]
             command += ["--config", str(config), "--run", str(run_dir), "--channel", str(theirs.fileno())]
             trainer._process = _spawn(command, theirs.fileno(), environment_of(os.environ if environment is None else environment))
+            trainer._pidfd = os.pidfd_open(trainer._process.pid)
         except BaseException:
             ours.close()
             raise
@@ -92,7 +93,6 @@ class Trainer:
             for vector in vectors:
                 os.close(vector)
         trainer._socket = ours
-        trainer._pidfd = os.pidfd_open(trainer._process.pid)
         trainer._loop.add_reader(ours.fileno(), trainer._read, _BURST)
         trainer._loop.add_reader(trainer._pidfd, trainer._over)
         return trainer

@@ -83,7 +83,7 @@ async def training(handle: Handle) -> None:
     await following(handle, Beat)
 
 
-def test_rounds_make_the_base_better_and_quit_keeps_progress(home: Home, run: Loop) -> None:
+def test_rounds_make_the_base_better_and_quit_keeps_progress(home: Home) -> None:
     async def work() -> None:
         handle = await started(home)
         trainer = handle.trainer
@@ -109,14 +109,19 @@ def test_rounds_make_the_base_better_and_quit_keeps_progress(home: Home, run: Lo
         await trainer.stop(20)
         trainer.send(Train(9, 9))
 
-    run(work())
+    uvloop.run(asyncio.wait_for(work(), 60))
 
 
 @pytest.mark.parametrize(("number", "status", "kept"), [(signal.SIGTERM, 0, True), (signal.SIGKILL, -9, False)])
 def test_a_trainer_that_is_ended_is_reported(number: int, status: int, kept: bool, home: Home) -> None:
     async def work() -> None:
+        ours = socket.socket()
+        os.set_inheritable(ours.fileno(), True)  # must not reach the data side all the same
         handle = await started(home)
         await training(handle)
+        open_there = Path(f"/proc/{handle.trainer.pid}/fd").iterdir()
+        assert sum(os.readlink(link).startswith("socket:") for link in open_there) == 1
+        ours.close()
         os.kill(handle.trainer.pid, signal.SIGINT)  # Ctrl-C is the daemon's to interpret
         await following(handle, Beat)
         os.kill(handle.trainer.pid, number)
@@ -128,7 +133,7 @@ def test_a_trainer_that_is_ended_is_reported(number: int, status: int, kept: boo
     uvloop.run(asyncio.wait_for(work(), 60))
 
 
-def test_a_fault_arrives_before_the_exit(home: Home, run: Loop) -> None:
+def test_a_fault_arrives_before_the_exit(home: Home) -> None:
     async def work() -> None:
         (home.data / "topics.txt").unlink()
         handle = await started(home)
@@ -136,17 +141,17 @@ def test_a_fault_arrives_before_the_exit(home: Home, run: Loop) -> None:
         assert handle.reports.get_nowait() == Fault(Code.DATA_EMPTY)
         assert handle.reports.empty()
 
-    run(work())
+    asyncio.run(asyncio.wait_for(work(), 60))
 
 
-@pytest.mark.parametrize("packet", [b"no packet", bytes(95) + b"\x01", bytes(96)])
+@pytest.mark.parametrize("packet", [b"no packet", bytes(95) + b"\x01", bytes(96)], ids=["short", "no kind", "an order"])
 def test_a_trainer_that_sends_no_report_is_killed(packet: bytes, home: Home, tmp_path: Path, run: Loop) -> None:
     """A program in the trainer's place, by way of the search path, that speaks first and would then live for ever."""
     folder = tmp_path / "impostor" / "tapestryd" / "host"
     folder.mkdir(parents=True)
     for package in (folder.parent, folder):
         (package / "__init__.py").write_text("")
-    source = f"import socket, sys, time\nsocket.socket(fileno=int(sys.argv[-1])).send({packet!r})\ntime.sleep(60)\n"
+    source = f"import socket, sys, time\nours = socket.socket(fileno=int(sys.argv[-1]))\nours.send({packet!r})\ntime.sleep(60)\n"
     (folder / "trainer_main.py").write_text(source)
 
     async def work() -> None:
@@ -189,7 +194,7 @@ def test_a_trainer_that_does_not_read_is_killed_and_never_blocks(home: Home, tmp
 def test_a_start_that_fails_leaves_nothing(home: Home, monkeypatch: pytest.MonkeyPatch, run: Loop) -> None:
     async def work() -> None:
         monkeypatch.setattr("sys.executable", "/nowhere/python")
-        with pytest.raises(OSError, match="nowhere"):
+        with pytest.raises(OSError, match="No such file"):
             await started(home)
 
     run(work())
@@ -199,19 +204,3 @@ def test_only_what_a_trainer_needs_is_inherited() -> None:
     given = {"PATH": "/bin", "LC_ALL": "C", "CUDA_VISIBLE_DEVICES": "1", "TAPESTRY_TRAINER_DATA__SEED": "3", "PYTHONPATH": "/x"}
     secret = {"AWS_SECRET_ACCESS_KEY": "x", "SSH_AUTH_SOCK": "/s", "TAPESTRY_NODE__NAME": "n", "NOTIFY_SOCKET": "/n", "HTTPS_PROXY": "p"}
     assert environment_of(given | secret) == given
-
-
-def test_the_trainer_gets_one_descriptor_more_than_the_standard_ones(home: Home) -> None:
-    """Even with inheritable descriptors about: a socket of ours must not reach the data side."""
-
-    async def work() -> None:
-        ours = socket.socket()
-        os.set_inheritable(ours.fileno(), True)
-        handle = await started(home)
-        links = {os.readlink(f"/proc/{handle.trainer.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{handle.trainer.pid}/fd")}
-        assert sum(link.startswith("socket:") for link in links) <= 1
-        await handle.trainer.stop(20)
-        ours.close()
-        assert handle.ended.result() in (0, -15)
-
-    asyncio.run(asyncio.wait_for(work(), 60))
