@@ -1,8 +1,8 @@
 """Canonical JSON: one byte string for one value, so that hashes and signatures agree between implementations.
 
 UTF-8, keys sorted by code point, no white space, no escapes but those JSON requires. Only objects, arrays,
-strings, booleans and integers: a float has no spelling that every language prints alike, so decimals travel
-as strings ("0.5") and times as integer milliseconds; there is no null.
+strings, booleans and integers of at most 2^53: a float has no spelling that every language prints alike, so decimals
+travel as strings ("0.5") and times as integer milliseconds; there is no null.
 """
 
 import hashlib
@@ -27,7 +27,11 @@ Verify = Callable[[str, bytes, bytes], bool]
 def dumps(value: object) -> bytes:
     """The canonical bytes of `value`. Raises Refused(WRONG_TYPE) for floats, None and anything else JSON lacks here."""
     _check(value, limits.JSON_DEPTH)
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise Refused(Reason.MALFORMED, "text with half a surrogate pair") from None
 
 
 def loads(data: bytes, bound: int) -> Json:
@@ -42,11 +46,7 @@ def loads(data: bytes, bound: int) -> Json:
         raise Refused(Reason.MALFORMED, f"not JSON: {error}") from None
     if not isinstance(value, dict):
         raise Refused(Reason.WRONG_TYPE, "not an object")
-    try:
-        same = dumps(value) == data
-    except UnicodeEncodeError:
-        same = False
-    if not same:
+    if dumps(value) != data:
         raise Refused(Reason.MALFORMED, "not in canonical form")
     return value
 
@@ -101,17 +101,18 @@ class Signed:
         if value["kind"] != kind:
             raise Refused(Reason.MALFORMED, f"a {value['kind'][:20]!r} where a {kind!r} belongs")
         signed = cls(kind, value["body"], value["peer"], value["signature"])
-        try:
-            signature = bytes.fromhex(signed.signature)
-        except ValueError:
-            raise Refused(Reason.MALFORMED, "signature is not hexadecimal") from None
-        if len(signature) != 64 or not verify(signed.peer, cls.message(kind, signed.body), signature):
+        if not _SIGNATURE.fullmatch(signed.signature):  # bytes.fromhex would also take blanks, without end
+            raise Refused(Reason.MALFORMED, "a signature is 128 lower-case hexadecimal digits")
+        if not verify(signed.peer, cls.message(kind, signed.body), bytes.fromhex(signed.signature)):
             raise Refused(Reason.BAD_SIGNATURE, f"{kind} not signed by {signed.peer[:60]}")
         return signed
 
 
+_SIGNATURE = re.compile("[0-9a-f]{128}")
+
+
 def _check(value: object, depth: int) -> None:
-    if depth < 0:
+    if isinstance(value, dict | list) and depth == 0:
         raise Refused(Reason.MALFORMED, f"nested deeper than {limits.JSON_DEPTH}")
     if isinstance(value, dict):
         for key, item in value.items():
@@ -123,9 +124,12 @@ def _check(value: object, depth: int) -> None:
             _check(item, depth - 1)
     elif not isinstance(value, str | int):
         raise Refused(Reason.WRONG_TYPE, f"a {type(value).__name__} has no canonical form")
+    elif isinstance(value, int) and abs(value) > limits.INTEGER:
+        raise Refused(Reason.OUT_OF_RANGE, "an integer beyond 2^53")
 
 
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
+"""A string, closed or not, without ever going back: linear in hostile bytes too."""
 
 
 def _depth(data: bytes) -> int:

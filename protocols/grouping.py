@@ -65,7 +65,8 @@ class Roster:
             public_key(peer)
         if len(set(members)) != len(members) or order(body["run"], body["round"], members) != members:
             raise Refused(Reason.MALFORMED, "members are not distinct and in canonical order")
-        if not reducers or [peer for peer in members if peer in set(reducers)] != reducers:
+        able = set(reducers)
+        if not reducers or [peer for peer in members if peer in able] != reducers:
             raise Refused(Reason.MALFORMED, "reducers are not members in canonical order")
         if not is_digest(body["before"]):
             raise Refused(Reason.MALFORMED, "before is not a digest")

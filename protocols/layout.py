@@ -50,6 +50,8 @@ class Layout:
             raise Refused(Reason.OUT_OF_RANGE, f"{fragments} fragments; allowed are 1 to {limits.FRAGMENTS}")
         if not fragments <= len(tensors) <= limits.TENSORS:
             raise Refused(Reason.OUT_OF_RANGE, f"{len(tensors)} tensors for {fragments} fragments")
+        if len({name for name, _ in tensors}) != len(tensors):
+            raise Refused(Reason.MALFORMED, "two tensors of one name")
         dealt: list[list[tuple[str, tuple[int, ...]]]] = [[] for _ in range(fragments)]
         lengths = [0] * fragments
         for name, shape in tensors:
@@ -79,7 +81,8 @@ def parse_tensor(line: str) -> tuple[str, tuple[int, ...]]:
         shape = tuple(int(d) for d in dims.split("x"))
     except ValueError:
         shape = ()
-    if not name or len(name) > 256 or not shape or len(shape) > 8 or any(not 1 <= d <= limits.ELEMENTS for d in shape):
+    fits = 0 < len(shape) <= 8 and all(1 <= d <= limits.ELEMENTS for d in shape)
+    if not 0 < len(name) <= 256 or not fits or format_tensor(name, shape) != line:  # int() would take "+1_2" too
         raise Refused(Reason.MALFORMED, f"tensor line {line[:80]!r}; expected 'NAME 256x128'")
     return name, shape
 

@@ -25,6 +25,9 @@ FRAME_BYTES = 1 * MIB
 JSON_DEPTH = 16
 """Nesting of received JSON; ours needs five levels. Python's parser would recurse without a bound."""
 
+INTEGER = 1 << 53
+"""Magnitude of an integer in JSON: what every language's numbers hold exactly (RFC 8259, §6). (treaty)"""
+
 ROSTER_MEMBERS = 256
 """Members of one roster. Larger runs average in several rosters a round. (treaty)"""
 

@@ -144,7 +144,7 @@ class Snapshot:
         """Parse a manifest. Refused unless it is of this run and size, and its fragments have its base's digest."""
         body: Json = loads(data, limits.FRAME_BYTES)
         take(body, {"run": str, "height": int, "weight": int, "base": str, "fragments": list, "elements": int, "pieces": list})
-        pairs = [tuple(pair) for pair in body["fragments"] if isinstance(pair, list)]
+        pairs = [tuple(pair) if isinstance(pair, list) else () for pair in body["fragments"]]
         if body["run"] != run:
             raise Refused(Reason.OTHER_RUN, "a snapshot of another run")
         if body["elements"] != elements or len(pairs) != fragments or len(body["pieces"]) != piece_count(8 * elements):

@@ -3,6 +3,7 @@
 One record: `Presence`, under the key `<prefix>/presence`, one subkey a peer. Specified in records.md.
 """
 
+import re
 from dataclasses import dataclass
 
 from protocols import limits
@@ -78,11 +79,23 @@ class Presence:
             or not (body["name"] + body["version"]).isprintable()
         ):
             raise Refused(Reason.OUT_OF_RANGE, "name or version")
-        if len(body["addrs"]) > limits.ADDRESSES or not all(isinstance(a, str) and len(a) <= limits.ADDRESS_BYTES for a in body["addrs"]):
+        if len(body["addrs"]) > limits.ADDRESSES or not all(map(is_address, body["addrs"])):
             raise Refused(Reason.OUT_OF_RANGE, "addresses")
         if body["base"] and not is_digest(body["base"]):
             raise Refused(Reason.MALFORMED, "base is not a digest")
         if not 0 <= body["height"] < 1 << 53 or not 0 <= body["weight"] < 1 << 53:
             raise Refused(Reason.OUT_OF_RANGE, "height or weight")
+        if (body["height"] == 0) != (body["weight"] == 0):
+            raise Refused(Reason.OUT_OF_RANGE, "weight comes from commits, and every commit has some")
         body = {**body, "addrs": tuple(body["addrs"])}
         return cls(peer=peer, **body)
+
+
+_ADDRESS = re.compile(r"/[!-+\--~]+")
+"""Looks like a multiaddr: ASCII without blanks and commas, so that it can stand in an invite and on a command line."""
+
+_WITH_PEER = len("/p2p/") + 52
+
+
+def is_address(value: object) -> bool:
+    return isinstance(value, str) and bool(_ADDRESS.fullmatch(value)) and len(value) + _WITH_PEER <= limits.ADDRESS_BYTES

@@ -233,6 +233,8 @@ class Member:
         self.pause_until_ms: int | None = None
         """None: not paused; 0: until resumed."""
         self.leaving = False
+        self.fetching = False
+        """A CatchUp has not been answered yet: until then the base may move under our feet, so nothing is trained on it."""
         self.trouble = ""
         """Why the last catch-up failed, while that matters."""
 
@@ -274,6 +276,8 @@ class Member:
         if isinstance(event, TrainerUp | TrainerDown):
             self.trainer = isinstance(event, TrainerUp)
             self.stepping = False
+        if isinstance(event, BaseLoaded | CatchUpFailed):
+            self.fetching = False
         if isinstance(event, PeersSeen):
             self.peers = event.peers
         if isinstance(event, Hindered):
@@ -309,14 +313,16 @@ class Member:
         if self.pause_until_ms is not None:
             return self._to(State.PAUSED)
         better = self._better()
-        if better:
+        if self.fetching or better:
             self.state = State.SYNCING
-            return [better]
+            asked: list[Effect] = [better] if better and not self.fetching else []
+            self.fetching = True
+            return asked
         self.trouble = ""
         if self.tip is None or not self.trainer or self.hindrances or not self._company():
             return self._to(State.JOINING)
         round = self.schedule.round_at(now_ms)
-        self.round = round if now_ms < self.schedule.boundary(round) else round + 1
+        self.round = max(0, round if now_ms < self.schedule.boundary(round) else round + 1)
         self.state, self.stepping = State.TRAINING, True
         return [Train(self.round)]
 

@@ -6,14 +6,16 @@ every language hashes the same bytes. The format is specified in rules.md.
 """
 
 import json
+import re
 import tomllib
 from dataclasses import dataclass, fields, is_dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Any
 from urllib.parse import parse_qsl, quote
 
 from protocols import TREATY, limits
 from protocols.canonical import Json, digest, dumps, is_digest, loads
+from protocols.identity import public_key
 from protocols.layout import Layout, parse_tensor
 from protocols.refusal import Reason, Refused
 from protocols.schedule import Schedule
@@ -111,8 +113,7 @@ class RunRules:
 
     @property
     def prefix(self) -> str:
-        """Where in the DHT, and under which libp2p protocol names, this run lives."""
-        return f"tapestry/{TREATY}/{self.run_id}"
+        return prefix_of(self.run_id)
 
     def layout(self) -> Layout:
         return Layout.of([parse_tensor(line) for line in self.model.tensors], self.averaging.fragments)
@@ -167,10 +168,7 @@ class RunRules:
                 found.append(f"{key} = {value!r}: {must}")
 
         def decimal(key: str, text: str, low: str, high: str) -> None:
-            try:
-                good = Decimal(low) <= Decimal(text) <= Decimal(high)
-            except InvalidOperation:
-                good = False
+            good = bool(_DECIMAL.fullmatch(text)) and Decimal(low) <= Decimal(text) <= Decimal(high)
             need(good, key, text, f'must be a decimal string from "{low}" to "{high}"')
 
         def whole(key: str, value: int, low: int, high: int) -> None:
@@ -213,7 +211,14 @@ class RunRules:
             self.layout()
         except Refused as refused:
             found.append(f"model.tensors, averaging.fragments: {refused.detail}")
+        size = 0 if found else len(self.canonical())
+        need(size <= limits.RULES_BYTES, "model", "…", f"the rules take {size} bytes, of which peers accept {limits.RULES_BYTES}")
         return found
+
+
+def prefix_of(run_id: str) -> str:
+    """Where in the DHT, and under which libp2p protocol names, a run lives."""
+    return f"tapestry/{TREATY}/{run_id}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,11 +239,17 @@ class Invite:
         if scheme != "tapestry" or not is_digest(run_id):
             raise Refused(Reason.MALFORMED, f"{text[:80]!r} is not an invite; one reads tapestry:<64 hex digits>?peer=<multiaddr>")
         pairs = parse_qsl(query, keep_blank_values=True)
-        if any(key != "peer" or not value.startswith("/") for key, value in pairs):
-            raise Refused(Reason.MALFORMED, f"{query[:80]!r}: only peer=<multiaddr> may follow the run id")
+        if any(key != "peer" or not value.startswith("/") or "/p2p/" not in value for key, value in pairs):
+            raise Refused(Reason.MALFORMED, f"{query[:80]!r}: only peer=<multiaddr>, each with its /p2p/<peer id>, may follow the run id")
         if len(pairs) > limits.ADDRESSES or any(len(value) > limits.ADDRESS_BYTES for _, value in pairs):
             raise Refused(Reason.TOO_LARGE, f"more than {limits.ADDRESSES} peers, or an address over {limits.ADDRESS_BYTES} bytes")
+        for _, value in pairs:
+            public_key(value.rpartition("/p2p/")[2])
         return cls(run_id, tuple(value for _, value in pairs))
+
+
+_DECIMAL = re.compile(r"[0-9]{1,20}(\.[0-9]{1,20})?([eE][-+]?[0-9]{1,2})?")
+"""What every language reads alike; Decimal() would also take "1_0", blanks, NaN and other scripts' digits."""
 
 
 def _model_type(config: str) -> str:
@@ -288,4 +299,4 @@ def _from_json(kind: Any, body: Json, path: str, faults: list[str]) -> Any:
 def _toml(value: object) -> str:
     if isinstance(value, list):
         return "[\n" + "".join(f"    {_toml(item)},\n" for item in value) + "]"
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # TOML wants this one escaped too

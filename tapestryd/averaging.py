@@ -66,6 +66,7 @@ class Averaging:
     ) -> None:  # fmt: skip
         self.rules = rules
         self.round: Round | None = None
+        self._last: Round | None = None
         self._keeper = keeper
         self._node = node
         self._gathering = gathering
@@ -108,7 +109,8 @@ class Averaging:
     async def reduce(self, roster: Roster) -> Event:
         r = self._at_hand()
         schedule, here = self.rules.schedule, self._keeper.base.slice(r.fragment)
-        exchange = Exchange(self.rules, roster, self._node.peer_id, r.delta + self._residual[here])
+        owed = await asyncio.to_thread(torch.add, r.delta, self._residual[here])
+        exchange = Exchange(self.rules, roster, self._node.peer_id, owed)
         r.exchange = exchange
         r.meeting = Meeting(roster, exchange.owed.numel(), self.rules.codec.block, self._loop_time(schedule.deadline(r.number)))
         r.offers = await asyncio.to_thread(exchange.offers)
@@ -157,7 +159,21 @@ class Averaging:
         return Committed(r.number, tip)
 
     def drop(self) -> None:
-        self.round = None
+        """The round at hand is over, or given up; the others may still commit it (`followed`)."""
+        self._last, self.round = self.round, None
+
+    def forget(self) -> None:
+        """A snapshot took the base's place: what we still owed was owed to another base."""
+        self._residual.zero_()
+        self._last = None
+
+    def followed(self, entry: Entry, parts: list[bytes]) -> None:
+        """A round came by replay. If it is one that we gave up when our offers were out already, what is in its mean must not
+        be sent again: our local progress, which the replay leaves in place, still contains it."""
+        r = self._last
+        if r is not None and r.exchange is not None and r.exchange.roster.digest == entry.vote.roster and r.offers:
+            self._residual[self._keeper.base.slice(r.fragment)] += r.exchange.residual(parts, r.offers) - r.exchange.owed
+            self._last = None
 
     def _loop_time(self, swarm_ms: int) -> float:
         return asyncio.get_running_loop().time() + (swarm_ms - self._now_ms()) / 1000

@@ -66,7 +66,12 @@ class SharedBase:
         self.tip = tip
 
     def load(self, snapshot: Snapshot, file: Path) -> None:
-        """Replace everything by a snapshot's file. Raises Refused(BAD_DIGEST) if it is not what its manifest says."""
+        """Replace everything by a snapshot's file. Raises Refused, with nothing changed, if it is not what its manifest says."""
+        self.replace(snapshot, *self.read(snapshot, file))
+
+    def read(self, snapshot: Snapshot, file: Path) -> tuple[Tensor, list[Pair]]:
+        """A snapshot's file: theta and velocity end to end, (2 n,) float32, and the fragments' digests. Changes nothing.
+        Raises Refused: BAD_DIGEST if it is not what its manifest says, NOT_FINITE."""
         raw = np.fromfile(file, dtype="<f4")
         if raw.size != 2 * self.layout.elements:
             raise Refused(Reason.BAD_DIGEST, f"{file.name} holds {raw.size} numbers")
@@ -77,8 +82,11 @@ class SharedBase:
             raise Refused(Reason.BAD_DIGEST, f"{file.name} is not base {snapshot.tip.base[:12]}")
         if not bool(torch.isfinite(both).all()):
             raise Refused(Reason.NOT_FINITE, file.name)
-        self.theta.copy_(theta)
-        self.velocity.copy_(velocity)
+        return both, pairs
+
+    def replace(self, snapshot: Snapshot, both: Tensor, pairs: list[Pair]) -> None:
+        self.theta.copy_(both[: self.layout.elements])
+        self.velocity.copy_(both[self.layout.elements :])
         self.pairs = pairs
         self.tip = snapshot.tip
 

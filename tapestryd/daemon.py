@@ -18,7 +18,7 @@ from protocols import limits
 from protocols.control import Status, Story
 from protocols.refusal import Refused
 from protocols.rounds import PauseAsked, ResumeAsked
-from protocols.rules import Invite
+from protocols.rules import Invite, prefix_of
 from tapestryd import __version__
 from tapestryd.config import DaemonConfig
 from tapestryd.errors import LocalFault, StateFault, Unavailable
@@ -35,7 +35,8 @@ from tapestryd.training import model
 
 log = logging.getLogger(__name__)
 
-_STOP_S = 24.0
+_STOP_S = 20.0
+"""For leaving the run; ending p2pd and the API behind it takes a few seconds more, and systemd is promised 30 in all."""
 
 
 class Daemon:
@@ -117,8 +118,7 @@ class Daemon:
                 invite = Invite(invite.run_id, tuple(dict.fromkeys([*invite.peers, *known.peers]))[: limits.ADDRESSES])
         network = self.config.network
         bootstrap = [peer for peer in dict.fromkeys([*invite.peers, *network.bootstrap]) if not peer.endswith(self._identity.peer_id)]
-        prefix = f"tapestry/1/{invite.run_id}"
-        node = await Node.start(prefix, self._identity.path, network.listen, network.announce, bootstrap)
+        node = await Node.start(prefix_of(invite.run_id), self._identity.path, network.listen, network.announce, bootstrap)
         if node.peer_id != self._identity.peer_id:
             await node.stop()
             raise StateFault(f"{self._identity.path}: p2pd reads another identity in it; restore it from a backup")
@@ -129,8 +129,9 @@ class Daemon:
 
     def _keep_peers(self, addresses: Sequence[str]) -> None:
         """Where the run can be found again, should the first addresses be gone by then."""
-        run_id = Invite.parse(self._state.current).run_id
-        self._state.current = str(Invite(run_id, tuple(addresses[: limits.ADDRESSES])))
+        known = Invite.parse(self._state.current)
+        peers = tuple(dict.fromkeys([*addresses, *known.peers]))[: limits.ADDRESSES]
+        self._state.current = str(Invite(known.run_id, peers))
 
     def _fail(self, error: BaseException) -> None:
         if self._failure is None:
@@ -142,10 +143,7 @@ class Daemon:
     async def _end_session(self) -> None:
         session, self.session = self.session, None
         if session is not None:
-            try:
-                await asyncio.wait_for(session.stop(_STOP_S - 6), _STOP_S)
-            except TimeoutError:
-                log.error("leaving took longer than %.0f s; ending without it", _STOP_S)
+            await session.stop(_STOP_S)
 
     # What the operator may ask.
 

@@ -49,8 +49,7 @@ class Exchange:
 
     def mean(self, blobs: Sequence[bytes]) -> tuple[Tensor, int]:
         """All parts → (mean (n_f,) float32, coverage in parts per million). Refused(OUT_OF_RANGE) below the rule's coverage."""
-        mean, counts = assemble(self.rules, self.roster, blobs)
-        found = coverage_ppm([stop - start for start, stop in self.slices], counts, len(self.roster.members))
+        mean, found = assemble(self.rules, self.roster, blobs)
         if found < float(self.rules.averaging.coverage) * 1_000_000:
             raise Refused(Reason.OUT_OF_RANGE, f"coverage {found / 1e6:.2f} where the rules ask for {self.rules.averaging.coverage}")
         return mean, found
@@ -64,8 +63,8 @@ class Exchange:
         return left
 
 
-def assemble(rules: RunRules, roster: Roster, blobs: Sequence[bytes]) -> tuple[Tensor, list[int]]:
-    """All parts of a fragment → (mean (n_f,) float32, contributors of each part). Used for a live round and for replay."""
+def assemble(rules: RunRules, roster: Roster, blobs: Sequence[bytes]) -> tuple[Tensor, int]:
+    """All parts of a fragment → (mean (n_f,) float32, coverage in parts per million). Used for a live round and for replay."""
     elements = rules.layout().size(roster.fragment)
     slices = parts(elements, len(roster.reducers), rules.codec.block)
     mean = torch.empty(elements, dtype=torch.float32)
@@ -73,7 +72,7 @@ def assemble(rules: RunRules, roster: Roster, blobs: Sequence[bytes]) -> tuple[T
     for (start, stop), blob in zip(slices, blobs, strict=True):
         counts.append(len(in_bitmap(blob[:BITMAP_BYTES], len(roster.members))))
         mean[start:stop] = codec.decode(blob[BITMAP_BYTES:], stop - start, rules.codec.down, rules.codec.block)
-    return mean, counts
+    return mean, coverage_ppm([stop - start for start, stop in slices], counts, len(roster.members))
 
 
 def offer_bytes(rules: RunRules, elements: int) -> int:

@@ -20,7 +20,7 @@ class History:
         self.stories: deque[Story] = deque(store.stories(), maxlen=STORIES)
         self._store = store
         self._meter = meter
-        self._began = 0.0
+        self._began: float | None = None
         self._bytes = (0, 0)
 
     def begin(self) -> None:
@@ -31,6 +31,10 @@ class History:
         """The round is over: committed, or discarded for `reason`. `tip`: our base now. `round` None: it was never gathered."""
         roster = round.exchange.roster if round and round.exchange else None
         sent, received = self._meter.totals()
+        if self._began is None:
+            self.begin()  # over before its boundary: it took nothing
+            sent, received, trained = *self._bytes, None
+        assert self._began is not None
         story = Story(
             round=number,
             fragment=fragment,
@@ -53,6 +57,7 @@ class History:
             number, story.result, f" ({reason})" if reason else "", len(story.members), story.coverage, story.height,
             story.base_digest[:12], story.sent_bytes, story.took_ms / 1000,
         )  # fmt: skip
+        self._began = None
         self._keep(story)
 
     def replayed(self, entry: Entry) -> None:

@@ -17,16 +17,18 @@ from tapestryd.base import Next, SharedBase, describe
 from tapestryd.exchange import assemble
 from tapestryd.host.store import RunStore
 from tapestryd.swarm.lineage import Fetcher
+from tapestryd.swarm.streams import Gone
 
 log = logging.getLogger(__name__)
 
 
 class Keeper:
-    """`on_replay(entry)` is told of every entry that was not committed here."""
+    """`on_replay(entry, parts)` is told of every entry that was not committed here, `on_replace` of a snapshot
+    that took the base's place."""
 
     def __init__(
         self, rules: RunRules, layout: Layout, store: RunStore, fetcher: Fetcher, verify: Verify, snapshot_every: int, keep_snapshots: int,
-        on_replay: Callable[[Entry], None],
+        on_replay: Callable[[Entry, list[bytes]], None], on_replace: Callable[[], None],
     ) -> None:  # fmt: skip
         self.rules = rules
         self.store = store
@@ -36,6 +38,7 @@ class Keeper:
         self._every = snapshot_every
         self._keep = keep_snapshots
         self._on_replay = on_replay
+        self._on_replace = on_replace
         self._writing: asyncio.Task[None] | None = None
 
     async def open(self) -> Tip | None:
@@ -50,7 +53,12 @@ class Keeper:
             loaded = await asyncio.to_thread(self.store.load_entry, self.base.tip.height + 1, self._verify)
             if loaded is None or loaded[0].vote.before != self.base.tip.base:
                 break
-            await asyncio.to_thread(self.base.put, await self._follow(*loaded), loaded[0].tip)
+            try:
+                step = await self._follow(*loaded)
+            except Refused as refused:
+                self.store.set_entry_aside(loaded[0].vote.height, str(refused))
+                break
+            await asyncio.to_thread(self.base.put, step, loaded[0].tip)
         return self.base.tip
 
     async def commit(self, entry: Entry, blobs: Sequence[bytes], step: Next) -> Tip:
@@ -63,9 +71,17 @@ class Keeper:
     async def catch_up(self, target: Tip, donors: Sequence[str]) -> Tip:
         """Bring the base to `target` by replay, or, on another branch or without any base, by snapshot and replay.
         Raises Gone when the donors do not have what they announced; whatever was reached by then is kept."""
-        if self.base.tip is None or not await self._replay(target, donors):
-            await self._fetch_snapshot(donors)
-            await self._replay(target, donors)
+        beyond: Tip | None = None
+        try:
+            there = await self._replay(target, donors)
+        except Gone:  # they may have joined by a snapshot, and never had the entry that we lack
+            there, beyond = False, self.base.tip
+        if not there:
+            if self.base.tip is not None and beyond is None:
+                await self._certified(target, donors)
+            await self._fetch_snapshot(donors, beyond)
+            if not await self._replay(target, donors):
+                raise Gone(f"the donors' log does not lead to the announced base at height {target.height}")
         assert self.base.tip is not None
         return self.base.tip
 
@@ -73,16 +89,23 @@ class Keeper:
         if self._writing:
             await asyncio.wait([self._writing], timeout=10)
 
+    async def _certified(self, target: Tip, donors: Sequence[str]) -> None:
+        """Before our own branch is given up for it: somebody shows a certificate of `target`."""
+        if target.height:
+            entry, _ = await self._fetcher.entry(donors, target.height)
+            if entry.tip == target:
+                return
+        raise Gone(f"nobody shows a certificate of the announced base at height {target.height}")
+
     async def _replay(self, target: Tip, donors: Sequence[str]) -> bool:
         """Follow the donors' log up to `target`. False: it does not go on from our base."""
         while self.base.tip is not None and self.base.tip.height < target.height:
-            entry, data = await self._fetcher.entry(donors, self.base.tip.height + 1)
+            entry, parts = await self._fetcher.entry(donors, self.base.tip.height + 1)
             if entry.vote.before != self.base.tip.base:
                 return False
-            entry, parts = await asyncio.to_thread(Entry.split, data, self.rules.run_id, self._verify)
             step = await self._follow(entry, parts)
             await self.commit(entry, parts, step)
-            self._on_replay(entry)
+            self._on_replay(entry, parts)
         return self.base.tip is not None and self.base.tip.base == target.base
 
     async def _follow(self, entry: Entry, parts: list[bytes]) -> Next:
@@ -94,22 +117,42 @@ class Keeper:
             raise Refused(Reason.OTHER_ROUND, f"entry {vote.height} is of fragment {vote.fragment}")
         if vote.weight != tip.weight + len(entry.roster.members):
             raise Refused(Reason.OUT_OF_RANGE, f"entry {vote.height} claims weight {vote.weight}")
-        mean, _ = await asyncio.to_thread(assemble, self.rules, entry.roster, parts)
+        if len(entry.roster.members) < self.rules.averaging.min_peers:
+            raise Refused(Reason.NO_QUORUM, f"entry {vote.height} is of a roster of {len(entry.roster.members)}")
+        mean, coverage = await asyncio.to_thread(assemble, self.rules, entry.roster, parts)
+        if coverage != vote.coverage_ppm:
+            raise Refused(Reason.OUT_OF_RANGE, f"entry {vote.height} claims coverage {vote.coverage_ppm / 1e6}")
         step = await asyncio.to_thread(self.base.next, vote.fragment, mean)
         if step.base != vote.after:
             raise Refused(Reason.BAD_DIGEST, f"entry {vote.height} leads to {step.base[:12]} here, to {vote.after[:12]} for its voters")
         return step
 
-    async def _fetch_snapshot(self, donors: Sequence[str]) -> None:
-        layout = self.base.layout
-        snapshot = await self._fetcher.snapshot(donors, layout.elements, layout.fragments, self.rules.model.genesis)
-        log.info("fetching snapshot height=%d of %.1f MB from %d peers", snapshot.tip.height, snapshot.size / 1e6, len(donors))
-        download = self.store.download(snapshot)
-        await self._fetcher.pieces(donors, snapshot, download.have, download.keep)
-        if self.base.tip is not None:
-            self.store.supersede()
-        self.store.keep_download(snapshot, download)
-        await asyncio.to_thread(self.base.load, snapshot, self.store.snapshot_file(snapshot))
+    async def _fetch_snapshot(self, donors: Sequence[str], beyond: Tip | None) -> None:
+        """Replace base and files by a donor's newest snapshot; it must be better than `beyond`, if there is such. One donor's
+        manifest after the other, because only the whole file shows whether a manifest was true; until then nothing is replaced."""
+        layout, why = self.base.layout, "nobody to ask"
+        for donor in donors:
+            try:
+                snapshot, proof = await self._fetcher.snapshot([donor], layout.elements, layout.fragments, self.rules.model.genesis)
+                if beyond and not snapshot.tip.better_than(beyond):
+                    raise Gone(f"{donor[-6:]} keeps no snapshot beyond height {beyond.height}")
+                log.info("fetching snapshot height=%d of %.1f MB from %d peers", snapshot.tip.height, snapshot.size / 1e6, len(donors))
+                download = await asyncio.to_thread(self.store.download, snapshot)
+                await self._fetcher.pieces(donors, snapshot, download.have, download.keep)
+                both, pairs = await asyncio.to_thread(self.base.read, snapshot, download.path)
+            except (Gone, Refused) as error:
+                why = str(error)
+                log.info("no snapshot by %s: %s", donor[-6:], error)
+                continue
+            if self.base.tip is not None:
+                self.store.supersede()
+            if proof:
+                await asyncio.to_thread(self.store.write_entry, proof[0], *proof[1])
+            await asyncio.to_thread(self.store.keep_download, snapshot, download)
+            await asyncio.to_thread(self.base.replace, snapshot, both, pairs)
+            self._on_replace()
+            return
+        raise Gone(f"no snapshot: {why}")
 
     async def _snapshot_if_due(self) -> None:
         tip = self.base.tip

@@ -63,7 +63,6 @@ class Neighbours:
                 self._known[peer] = _Known(presence, now)
             elif presence.made_ms > known.presence.made_ms:
                 known.presence, known.seen = presence, now
-            self._node.hint(peer, presence.addrs)
         for peer, known in list(self._known.items()):
             if now - known.seen > limits.PRESENCE_MS / 1000:
                 del self._known[peer]
@@ -72,6 +71,7 @@ class Neighbours:
                 ping = asyncio.create_task(self._ping(peer, known))
                 self._pings.add(ping)
                 ping.add_done_callback(self._pings.discard)
+        self._node.hint({peer: known.presence.addrs for peer, known in self._known.items()})
 
     async def _ping(self, peer: str, known: _Known) -> None:
         """Round trip and clock difference, as NTP has it (RFC 5905 §8), the best of three: the first may have to dial."""

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from protocols import limits
-from protocols.lineage import Tip
+from protocols.lineage import Entry, Tip
 from protocols.records import Presence
 from protocols.refusal import Refused
 from protocols.rounds import (
@@ -121,21 +121,29 @@ class Session:
 
     async def stop(self, timeout_s: float) -> None:
         """Leave the group: the round at hand is dropped or, if it is being committed, finished; then everything ends."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._leave(timeout_s / 4)
+        except TimeoutError:
+            log.error("leaving took longer than %.0f s; ending without it", timeout_s)
+        finally:
+            await self.node.stop()
+
+    async def _leave(self, stage_s: float) -> None:
         if self.member is not None:
             self.feed(LeaveAsked())
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._left.wait(), timeout_s / 3)
+                await asyncio.wait_for(self._left.wait(), stage_s)
         if self._timer:
             self._timer.cancel()
         for task in list(self._tasks):
             task.cancel()
-        if self.supervisor is not None:
-            await self.supervisor.stop(timeout_s / 3)
         if self.member is not None:
+            with suppress(Gone):
+                await self._publish()
             await self.keeper.stop()
-            with suppress(Exception):
-                await asyncio.wait_for(self._publish(), 3)
-        await self.node.stop()
+        if self.supervisor is not None:
+            await self.supervisor.stop(stage_s)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         """Run `work` beside us; what it cannot handle ends the session, loudly."""
@@ -173,7 +181,7 @@ class Session:
         self._fetcher.entry_bytes = limits.FRAME_BYTES + part_bytes(rules, layout.elements) * 2 + limits.ROSTER_MEMBERS * 64
         self.keeper = Keeper(
             rules, layout, self.store, self._fetcher, verify,
-            self.config.storage.snapshot_every, self.config.storage.keep_snapshots, self.history.replayed,
+            self.config.storage.snapshot_every, self.config.storage.keep_snapshots, self._replayed, self._replaced,
         )  # fmt: skip
         tip = await self.keeper.open()
         await self._furnish(rules)
@@ -359,6 +367,13 @@ class Session:
             self.feed(event)
 
         self._stage = self._spawn(run())
+
+    def _replayed(self, entry: Entry, parts: list[bytes]) -> None:
+        self.history.replayed(entry)
+        self.averaging.followed(entry, parts)
+
+    def _replaced(self) -> None:
+        self.averaging.forget()
 
     def _over(self, number: int, reason: str) -> None:
         """A round ended: committed, or discarded for `reason`."""

@@ -91,8 +91,9 @@ class Supervisor:
             self.restarts += 1
 
     def _exited(self, status: int) -> None:
-        if self.ready is None and not self.fault:
-            self.fault = f"the trainer ended with status {status} before it was ready; its log says why"
+        if status and not self.fault:
+            how = f"was killed by signal {-status}; out of memory?" if status < 0 else f"ended with status {status}; its log says why"
+            self.fault = f"the trainer {how}"
         self.trainer = None
         self.ready = None
         self._ended.set()

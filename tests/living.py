@@ -139,6 +139,13 @@ class Peer:
             except subprocess.TimeoutExpired:
                 self.kill()
 
+    def gone(self, timeout_s: float = 20) -> bool:
+        """Whether nothing of this peer lives on; a trainer whose daemon was killed may write its checkpoint first."""
+        deadline = time.monotonic() + timeout_s
+        while self.processes() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return not self.processes()
+
     def processes(self) -> list[int]:
         """Living processes that carry this peer's folder in their command line: daemon, trainer, p2pd."""
         found = []

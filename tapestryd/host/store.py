@@ -184,6 +184,9 @@ class RunStore:
             set_aside(path, str(refused))
             return None
 
+    def set_entry_aside(self, height: int, why: str) -> None:
+        set_aside(self._entry(height), why)
+
     # Snapshots.
 
     def _manifest(self, height: int) -> Path:

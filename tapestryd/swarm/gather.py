@@ -32,6 +32,8 @@ class _Parked:
     """peer → whether it can reduce"""
     answer: "asyncio.Future[Json]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+    led: bool = False
+    """Our own roster is being made of it: never put out."""
 
 
 class Gathering:
@@ -52,8 +54,11 @@ class Gathering:
         take(head, {"round": int, "before": str, "reducer": bool})
         if abs(head["round"] - self._round_now()) > 1:
             raise Refused(Reason.OTHER_ROUND, f"round {head['round']} is not now")
+        for key, other in list(self._parked.items()):  # one call a peer: nobody crowds out the others
+            if other.callers.pop(stream.peer, None) is not None and not other.callers and not other.led:
+                self._close(key, {"refused": Reason.OTHER_ROUND.value, "detail": "called elsewhere since"})
         parked = self._park((head["round"], head["before"]))
-        if len(parked.callers) >= limits.ROSTER_MEMBERS:
+        if len(parked.callers) >= limits.ROSTER_MEMBERS - 1:  # the leader is one too
             raise Refused(Reason.OUT_OF_RANGE, "the roster is full")
         parked.callers[stream.peer] = head["reducer"]
         parked.changed.set()
@@ -66,9 +71,9 @@ class Gathering:
 
     def _park(self, key: tuple[int, str]) -> _Parked:
         if key not in self._parked:
-            while len(self._parked) >= _PARKED_ROUNDS:
-                oldest = min(self._parked, key=lambda k: k[0])
-                self._close(oldest, {"refused": Reason.OTHER_ROUND.value, "detail": "the round is over"})
+            idle = [k for k, parked in self._parked.items() if not parked.led]
+            if len(self._parked) >= _PARKED_ROUNDS:
+                self._close(min(idle), {"refused": Reason.OTHER_ROUND.value, "detail": "the round is over"})
             self._parked[key] = _Parked()
         return self._parked[key]
 
@@ -107,6 +112,7 @@ class Gathering:
         """Wait until all `others` have called or the window is over."""
         loop = asyncio.get_running_loop()
         parked = self._park(key)
+        parked.led = True
         while not set(others) <= set(parked.callers) and loop.time() < closes:
             parked.changed.clear()
             with suppress(TimeoutError):

@@ -21,6 +21,9 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+Whole = tuple[Entry, list[bytes]]
+"""A log entry and its parts, all verified."""
+
 
 class Shelf(Protocol):
     """The files that this node can serve; implemented by the store."""
@@ -121,20 +124,20 @@ class Fetcher:
 
         return await self._any(donors, "tokenizer", ask)
 
-    async def snapshot(self, donors: Sequence[str], elements: int, fragments: int, genesis: str) -> Snapshot:
-        """A manifest whose base is genesis, or what a certified log entry leads to."""
+    async def snapshot(self, donors: Sequence[str], elements: int, fragments: int, genesis: str) -> tuple[Snapshot, Whole | None]:
+        """A manifest whose base is genesis, or what a certified log entry leads to; and that entry."""
 
-        async def ask(donor: str) -> Snapshot:
+        async def ask(donor: str) -> tuple[Snapshot, Whole | None]:
             _, body = await self._node.ask(donor, "snapshots", {"base": ""}, body_bytes=limits.FRAME_BYTES)
             found = Snapshot.parse(bytes(body), run=self._run, elements=elements, fragments=fragments)
             if found.tip.height == 0:
                 if found.tip != Tip(0, 0, genesis):
                     raise Refused(Reason.BAD_DIGEST, "not the genesis of the rules")
-            else:
-                entry, _ = await self._entry(donor, found.tip.height)
-                if entry.tip != found.tip:
-                    raise Refused(Reason.NO_QUORUM, "no certificate leads to this snapshot")
-            return found
+                return found, None
+            proof = await self._entry(donor, found.tip.height)
+            if proof[0].tip != found.tip:
+                raise Refused(Reason.NO_QUORUM, "no certificate leads to this snapshot")
+            return found, proof
 
         return await self._any(donors, "snapshot", ask)
 
@@ -146,7 +149,7 @@ class Fetcher:
         pieces = range(len(snapshot.pieces) - 1, -1, -1)
         wanted = await asyncio.to_thread(lambda: [piece for piece in pieces if not have(piece)])
 
-        async def draw(donor: str) -> None:
+        async def draw(donor: str) -> bool:
             while wanted:
                 piece = wanted.pop()
                 try:
@@ -158,25 +161,29 @@ class Fetcher:
                 except Gone as gone:
                     wanted.append(piece)
                     log.info("snapshot: %s", gone)
-                    return
+                    return False
                 except Refused as refused:
                     wanted.append(piece)
                     self._node.refused(refused, "piece", donor)
-                    return
+                    return False
+            return True
 
-        await asyncio.gather(*(draw(donor) for donor in donors))
+        able = list(donors)
+        while wanted and able:  # again, for what a donor gave back after the others had found nothing more to draw
+            drawn = await asyncio.gather(*map(draw, able))
+            able = [donor for donor, good in zip(able, drawn, strict=True) if good]
         if wanted:
             raise Gone(f"{len(wanted)} pieces of snapshot {snapshot.tip.base[:12]} are not to be had")
 
-    async def entry(self, donors: Sequence[str], height: int) -> tuple[Entry, bytes]:
-        """The certified entry that led to `height`, and its whole bytes."""
+    async def entry(self, donors: Sequence[str], height: int) -> Whole:
+        """The certified entry that led to `height`."""
 
-        async def ask(donor: str) -> tuple[Entry, bytes]:
+        async def ask(donor: str) -> Whole:
             return await self._entry(donor, height)
 
         return await self._any(donors, "entry", ask)
 
-    async def _entry(self, donor: str, height: int) -> tuple[Entry, bytes]:
+    async def _entry(self, donor: str, height: int) -> Whole:
         data = bytearray()
         entry: Entry | None = None
         size = 1
@@ -194,4 +201,4 @@ class Fetcher:
         assert entry is not None
         if entry.vote.height != height:
             raise Refused(Reason.OTHER_ROUND, f"an entry of height {entry.vote.height} for {height}")
-        return entry, bytes(data)
+        return await asyncio.to_thread(Entry.split, bytes(data), self._run, self._verify)

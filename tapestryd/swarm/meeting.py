@@ -26,7 +26,8 @@ class Sizes:
 
 
 class Meeting:
-    """`slices[i]`: elements of the fragment that reducer i reduces. `offers`: what members sent us for our own part.
+    """`slices[i]`: elements of the fragment that reducer i reduces. `offering`: members that
+    have begun to send us their part, and `offers`: what came.
     `blobs[i]`: part i as its reducer published it. `ends`: loop time after which nobody waits for anything of this round.
     `ballots`: first vote of each member, with the parts' digests."""
 
@@ -34,6 +35,7 @@ class Meeting:
         self.roster = roster
         self.ends = ends
         self.slices = parts(elements, len(roster.reducers), block)
+        self.offering: set[str] = set()
         self.offers: dict[str, bytearray] = {}
         self.blobs: dict[int, bytes] = {}
         self.ballots: dict[str, tuple[Signed, Vote, tuple[str, ...]]] = {}

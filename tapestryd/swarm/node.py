@@ -8,7 +8,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from hivemind.utils.timed_storage import get_dht_time
 
 from protocols import limits
 from protocols.canonical import Json
+from protocols.records import is_address
 from protocols.refusal import Refused
 from tapestryd.swarm.libp2p import Libp2p
 from tapestryd.swarm.streams import Body, Gone, Meter, Stream
@@ -74,7 +75,7 @@ class Node:
         return self._libp2p.process.returncode is None
 
     async def addresses(self) -> list[str]:
-        return (await self._libp2p.addresses())[: limits.ADDRESSES]
+        return [address for address in await self._libp2p.addresses() if is_address(address)][: limits.ADDRESSES]
 
     async def publish(self, record: bytes) -> bool:
         """Store our presence record for PRESENCE_MS under our own subkey."""
@@ -99,21 +100,28 @@ class Node:
     async def _meet(self) -> None:
         known = {peer.to_base58() for peer in self._dht.protocol.routing_table.peer_id_to_uid}
         now = time.monotonic()
-        for peer, address in self._bootstrap.items():
-            if peer in known or peer == self.peer_id or now - self._asked.get(peer, -_ASK_AGAIN_S) < _ASK_AGAIN_S:
-                continue
-            self._asked[peer] = now
-            self._hints.setdefault(peer, [address.rpartition("/p2p/")[0]])
-            try:
-                async with asyncio.timeout(3):
-                    await self._connect(peer)
-                    await self._dht.protocol.call_ping(PeerID.from_base58(peer), strict=False)
-            except (Gone, TimeoutError) as error:
-                log.info("bootstrap peer %s does not answer: %s", address, error)
+        due = [
+            peer
+            for peer in self._bootstrap
+            if peer not in known and peer != self.peer_id and now - self._asked.get(peer, -_ASK_AGAIN_S) >= _ASK_AGAIN_S
+        ]
+        self._asked.update(dict.fromkeys(due, now))
+        await asyncio.gather(*map(self._greet, due))
 
-    def hint(self, peer: str, addresses: Sequence[str]) -> None:
-        """Where `peer` says it can be dialled."""
-        self._hints[peer] = list(addresses)
+    async def _greet(self, peer: str) -> None:
+        address = self._bootstrap[peer]
+        self._hints.setdefault(peer, [address.rpartition("/p2p/")[0]])
+        try:
+            async with asyncio.timeout(3):
+                await self._connect(peer)
+                await self._dht.protocol.call_ping(PeerID.from_base58(peer), strict=False)
+        except (Gone, TimeoutError) as error:
+            log.info("bootstrap peer %s does not answer: %s", address, error or "no answer in 3 s")
+
+    def hint(self, addresses: Mapping[str, Sequence[str]]) -> None:
+        """Where each peer says it can be dialled; replaces what was said before."""
+        bootstrap = {peer: hints for peer, hints in self._hints.items() if peer in self._bootstrap}
+        self._hints = bootstrap | {peer: list(found) for peer, found in addresses.items() if found}
 
     async def _connect(self, peer: str) -> None:
         addresses = []
@@ -175,6 +183,7 @@ class Node:
                 log.exception("serving %s to %s", verb, peer)
             finally:
                 self._open[peer] -= 1
+                self._open += Counter()  # forgets zeros
                 stream.close()
 
         await self._libp2p.p2p.add_binary_stream_handler(f"/{self._prefix}/{verb}", handle)

@@ -37,8 +37,9 @@ class Reduction:
         meeting = await self._meetings.find(head["roster"])
         meeting.index(stream.peer)
         mine = self._my_part(meeting.roster)
-        if mine is None or stream.peer in meeting.offers:
-            raise Refused(Reason.OTHER_ROSTER, "we reduce nothing for you in this roster")
+        if mine is None or stream.peer in meeting.offering:
+            raise Refused(Reason.OTHER_ROSTER, "we reduce nothing for you in this roster, or do already")
+        meeting.offering.add(stream.peer)
         start, stop = meeting.slices[mine]
         await stream.send({"go": True})
         size = self._sizes.offer(stop - start)

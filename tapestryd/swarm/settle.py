@@ -91,7 +91,8 @@ class Settlement:
             if won != vote:
                 raise Unsettled("outvoted")
             # A moment's grace for the pushes: the others need our vote as we needed theirs.
-            await asyncio.wait(pushes, timeout=1.0) if pushes else None
+            grace = max(0.0, min(1.0, by - asyncio.get_running_loop().time()))
+            await asyncio.wait(pushes, timeout=grace) if pushes else None
         finally:
             for push in pushes:
                 push.cancel()
@@ -114,11 +115,14 @@ class Settlement:
         asked: set[str] = set()
 
         def backers() -> list[str]:
-            """Voters for the parts most voted for, if they are enough, whom we have not asked."""
-            named = Counter(ballot[2] for ballot in meeting.ballots.values()).most_common(1)
-            if not named or named[0][1] < needed:
-                return []
-            return [peer for peer, ballot in meeting.ballots.items() if ballot[2] == named[0][0] and peer not in asked]
+            """Voters whom we have not asked for parts that enough of them voted for, and that do not gainsay what we hold."""
+            named = Counter(ballot[2] for ballot in meeting.ballots.values())
+            held = {part: digest(blob) for part, blob in meeting.blobs.items()}
+            return [
+                peer
+                for peer, ballot in meeting.ballots.items()
+                if named[ballot[2]] >= needed and peer not in asked and all(ballot[2][part] == here for part, here in held.items())
+            ]
 
         while len(meeting.blobs) < count:
             if not await meeting.wait(lambda: len(meeting.blobs) == count or bool(backers()), by):

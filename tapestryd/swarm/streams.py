@@ -94,4 +94,4 @@ class Stream:
 
 
 def _reason(value: Any) -> Reason:
-    return Reason(value) if value in {reason.value for reason in Reason} else Reason.MALFORMED
+    return Reason(value) if isinstance(value, str) and value in {reason.value for reason in Reason} else Reason.MALFORMED

@@ -1,0 +1,80 @@
+"""Identities, rules and certificates for tests: real keys, made from fixed seeds, so that every run has the same bytes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from protocols import TREATY
+from protocols.canonical import Signed, digest
+from protocols.grouping import Roster, order
+from protocols.identity import peer_id
+from protocols.lineage import Entry
+from protocols.rules import Averaging, Codec, Inner, Model, Outer, RunRules, Tokenizer
+from protocols.schedule import Schedule
+from protocols.settling import Vote, merkle
+from tapestryd.host.keys import verify
+
+__all__ = ["CAST", "RULES", "RUN", "Person", "certified", "roster", "rules", "verify", "vote"]
+
+
+@dataclass(frozen=True)
+class Person:
+    """A node's identity: `seed` is the private key (RFC 8032)."""
+
+    name: str
+
+    @property
+    def seed(self) -> bytes:
+        return sha256(f"tapestry test {self.name}".encode()).digest()
+
+    @property
+    def key(self) -> Ed25519PrivateKey:
+        return Ed25519PrivateKey.from_private_bytes(self.seed)
+
+    @property
+    def peer(self) -> str:
+        return peer_id(self.key.public_key().public_bytes_raw())
+
+    def sign(self, message: bytes) -> bytes:
+        return self.key.sign(message)
+
+
+CAST = {person.peer: person for person in map(Person, ["ada", "bo", "cyd", "dee", "eve", "fay"])}
+"""By peer id."""
+
+RULES = RunRules(
+    treaty=TREATY, name="test", membership="open",
+    model=Model('{"model_type":"none"}', ("first.weight 8x64", "first.bias 64", "second.weight 64x5", "second.bias 5"), "00" * 32),
+    tokenizer=Tokenizer("bytes", ""), schedule=Schedule(1_700_000_000_000, 3000, 3000),
+    inner=Inner("adamw8bit", "0.003", "0.9", "0.95", "0.1", "1.0", 4, 32, 2, 100, "0.1"),
+    outer=Outer("1.0", "0.5"), codec=Codec(8, 8, 64), averaging=Averaging(2, "mean", "uniform", 2, "0.5"),
+)  # fmt: skip
+RUN = RULES.run_id
+
+
+def rules(fragments: int = 2, bits: int = 8, **averaging: object) -> RunRules:
+    return replace(RULES, codec=Codec(bits, bits, 64), averaging=replace(RULES.averaging, fragments=fragments, **averaging))
+
+
+def roster(
+    people: Sequence[Person], *, round: int = 7, fragment: int = 1, before: str = "b0" * 32, run: str = RUN, reducers: int = 0
+) -> Roster:
+    """`reducers` 0: all of them."""
+    members = order(run, round, [person.peer for person in people])
+    return Roster(run, round, fragment, before, tuple(members), tuple(members[: reducers or len(members)]))
+
+
+def vote(of: Roster, parts: Sequence[bytes], **changed: object) -> Vote:
+    made = Vote(
+        run=of.run, round=of.round, fragment=of.fragment, roster=of.digest, root=merkle([digest(part) for part in parts]),
+        coverage_ppm=1_000_000, before=of.before, after="a1" * 32, height=3, weight=9,
+    )  # fmt: skip
+    return replace(made, **changed)
+
+
+def certified(of: Roster, parts: Sequence[bytes], voters: Sequence[Person], on: Vote | None = None) -> Entry:
+    on = on or vote(of, parts)
+    votes = tuple(Signed.make("vote", on.to_body(), person.peer, person.sign) for person in voters)
+    return Entry(on, of, tuple(digest(part) for part in parts), tuple(map(len, parts)), votes)

@@ -1,0 +1,138 @@
+"""Merkle roots against an independent RFC 6962, votes both ways, and: never two winners."""
+
+import json
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import protocols
+from protocols.canonical import Signed, digest
+from protocols.refusal import Reason, Refused
+from protocols.settling import Vote, coverage_ppm, merkle, quorum, winner
+from tests.people import CAST, roster, verify, vote
+
+VECTOR = json.loads((Path(protocols.__file__).parent / "vectors" / "vote.json").read_text())
+PARTS = [b"one", b"two", b"three"]
+VOTE = vote(roster(list(CAST.values())[:4]), PARTS)
+
+
+def test_reads_and_writes_the_vector() -> None:
+    for case in VECTOR["merkle"]:
+        assert merkle(case["leaves"]) == case["root"]
+    for members, votes in VECTOR["quorum"].items():
+        assert quorum(int(members)) == votes
+    for value in VECTOR["signed"]:
+        signed = Signed.from_json(value, "vote", verify)
+        read = Vote.from_body(signed.body)
+        assert Signed.message("vote", read.to_body()).decode() == VECTOR["message"]
+        assert Signed.make("vote", read.to_body(), signed.peer, CAST[signed.peer].sign).to_json() == value
+
+
+def _oracle(leaves: list[str]) -> str:
+    """The same tree bottom-up, as certificate transparency logs append: full subtrees of 2^k leaves, then folded from the right."""
+    stack: list[tuple[int, bytes]] = []
+    for leaf in leaves:
+        size, node = 1, sha256(b"\x00" + bytes.fromhex(leaf)).digest()
+        while stack and stack[-1][0] == size:
+            _, left = stack.pop()
+            size, node = size * 2, sha256(b"\x01" + left + node).digest()
+        stack.append((size, node))
+    if not stack:
+        return sha256(b"").hexdigest()
+    _, node = stack.pop()
+    while stack:
+        node = sha256(b"\x01" + stack.pop()[1] + node).digest()
+    return node.hex()
+
+
+@given(st.lists(st.binary(max_size=3).map(digest), max_size=70))
+def test_merkle_is_rfc_6962(leaves: list[str]) -> None:
+    assert merkle(leaves) == _oracle(leaves)
+
+
+@given(st.lists(st.binary(max_size=2).map(digest), min_size=1, max_size=9), st.data())
+def test_any_change_is_another_root(leaves: list[str], data: st.DataObject) -> None:
+    place = data.draw(st.integers(0, len(leaves) - 1))
+    other = [*leaves[:place], digest(b"another"), *leaves[place + 1 :]]
+    assert len({merkle(leaves), merkle(other), merkle([*leaves, leaves[-1]]), merkle(leaves[:-1])}) == 4
+
+
+@given(st.integers(1, 300))
+def test_a_quorum_is_more_than_half_and_two_of_them_meet(members: int) -> None:
+    assert 2 * quorum(members) > members
+    assert 2 * (quorum(members) - 1) <= members
+
+
+def test_a_vote_comes_back() -> None:
+    assert Vote.from_body(VOTE.to_body()) == VOTE
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        *[({name: bad}, Reason.MALFORMED) for name in ("run", "roster", "root", "before", "after") for bad in ("", "x" * 64, "A" * 64)],
+        *[({name: 1}, Reason.WRONG_TYPE) for name in ("run", "roster", "root", "before", "after")],
+        *[({name: "1"}, Reason.WRONG_TYPE) for name in ("round", "fragment", "coverage_ppm", "height", "weight")],
+        ({"coverage_ppm": -1}, Reason.OUT_OF_RANGE), ({"coverage_ppm": 1_000_001}, Reason.OUT_OF_RANGE),
+        ({"fragment": -1}, Reason.OUT_OF_RANGE), ({"fragment": 64}, Reason.OUT_OF_RANGE),
+        ({"height": 0}, Reason.OUT_OF_RANGE), ({"height": 1 << 53}, Reason.OUT_OF_RANGE),
+        ({"weight": 0}, Reason.OUT_OF_RANGE), ({"weight": 1 << 53}, Reason.OUT_OF_RANGE), ({"weight": True}, Reason.WRONG_TYPE),
+        ({"extra": 1}, Reason.UNKNOWN_FIELD),
+    ],
+)  # fmt: skip
+def test_other_votes_are_refused(change: dict[str, object], reason: Reason) -> None:
+    with pytest.raises(Refused) as refused:
+        Vote.from_body({**VOTE.to_body(), **change})
+    assert refused.value.reason is reason
+
+
+@pytest.mark.parametrize("missing", list(VOTE.to_body()))
+def test_a_vote_says_everything(missing: str) -> None:
+    body = VOTE.to_body()
+    del body[missing]
+    with pytest.raises(Refused):
+        Vote.from_body(body)
+
+
+RESULTS = [replace(VOTE, root=f"{i:02x}" * 32) for i in range(3)]
+
+
+@given(st.lists(st.sampled_from(RESULTS), max_size=12), st.integers(0, 5), st.data())
+def test_no_two_winners_whatever_was_voted(votes: list[Vote], silent: int, data: st.DataObject) -> None:
+    """One vote a member. Each peer may have seen other votes and other crowds; those who see a winner see the same."""
+    members = len(votes) + silent
+    won = set()
+    for _ in range(4):
+        seen = data.draw(st.permutations(votes))[: data.draw(st.integers(0, len(votes)))]
+        result = winner(seen, members, data.draw(st.integers(1, 2 * members + 1)))
+        if result is not None:
+            assert 2 * seen.count(result) > members
+            won.add(result)
+    assert len(won) <= 1
+
+
+def test_a_majority_beyond_the_roster() -> None:
+    """Two leaders, two rosters of the same crowd of five: only one of them can have a majority of it."""
+    assert winner([VOTE] * 2, 2, present=5) is None
+    assert winner([VOTE] * 2, 2, present=3) == VOTE
+    assert winner([VOTE] * 3, 3, present=5) == VOTE
+    assert winner([VOTE] * 2, 3, present=1) == VOTE
+    assert winner([VOTE], 3, present=1) is None
+    assert winner([], 1, present=1) is None
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 1000), st.integers(0, 8)), min_size=1, max_size=8).filter(
+        lambda pairs: any(size for size, _ in pairs)
+    )
+)
+def test_coverage_counts_member_element_pairs(pairs: list[tuple[int, int]]) -> None:
+    sizes, counts = zip(*pairs, strict=True)
+    found = coverage_ppm(sizes, counts, 8)
+    assert 0 <= found <= 1_000_000
+    assert abs(found / 1e6 - sum(s * c for s, c in pairs) / (8 * sum(sizes))) < 1e-6
+    assert coverage_ppm(sizes, [8] * len(sizes), 8) == 1_000_000
