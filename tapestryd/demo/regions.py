@@ -12,11 +12,10 @@ import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 from tapestryd.errors import LocalFault
 
-PEERS = 32
+PEERS = 16
 """More daemons than this on one machine show nothing that fewer do not."""
 
 TEXT_BYTES = 1_500_000
@@ -41,7 +40,9 @@ def from_folders(folders: Sequence[Path]) -> list[Region]:
     """One region a folder, under its own name. Raises LocalFault naming every folder that will not do."""
     faults = [f"--data {folder}: no such folder" for folder in folders if not folder.is_dir()]
     absolute = [folder.resolve() for folder in folders]
-    faults += [f"--data {folder}: given twice; each peer has its own text" for folder in sorted(set(absolute)) if absolute.count(folder) > 1]
+    faults += [
+        f"--data {folder}: given twice; each peer has its own text" for folder in sorted(set(absolute)) if absolute.count(folder) > 1
+    ]
     if faults:
         raise LocalFault("\n".join(faults))
     names = [_word(folder.name) for folder in absolute]
@@ -53,10 +54,11 @@ def from_folders(folders: Sequence[Path]) -> list[Region]:
 
 def from_python(peers: int, folder: Path) -> list[Region]:
     """`peers` regions of this Python's own text, each written to `folder`/NAME/data. Raises LocalFault where it holds too little."""
-    kinds = {"prose": _prose(), "library": _source(), "headers": _headers()}
-    if sum(map(len, kinds["headers"])) < LEAST_BYTES * (1 + peers // len(kinds)):
+    most = TEXT_BYTES * (1 + peers // 3)
+    kinds = {"prose": _prose(), "library": _source(most), "headers": _headers(most)}
+    if sum(map(len, kinds["headers"])) < 2 * LEAST_BYTES * (1 + peers // 3):
         del kinds["headers"]
-        kinds["notices"] = _notices()
+        kinds["notices"] = _notices(most)
     regions = []
     for place, (kind, documents) in enumerate(kinds.items()):
         shares = len(range(place, peers, len(kinds)))
@@ -64,7 +66,9 @@ def from_python(peers: int, folder: Path) -> list[Region]:
             name = kind if shares == 1 else f"{kind}-{share + 1}"
             text = _bounded(documents[share::shares])
             if len(text) < LEAST_BYTES:
-                raise LocalFault(f"This Python holds too little text for {peers} peers; start fewer with --peers, or name folders with --data.")
+                raise LocalFault(
+                    f"This Python holds too little text for {peers} peers; start fewer with --peers, or name folders with --data."
+                )
             data = folder / name / "data"
             data.mkdir(parents=True)
             (data / "text.txt").write_bytes(text)
@@ -85,26 +89,26 @@ def _bounded(documents: Iterable[bytes]) -> bytes:
 def _prose() -> list[bytes]:
     from pydoc_data.topics import topics  # 700 KB that nothing else needs
 
-    return [text.encode() for _, text in sorted(cast("dict[str, str]", topics).items())]
+    return [text.encode() for _, text in sorted(topics.items())]
 
 
-def _source() -> list[bytes]:
+def _source(most: int) -> list[bytes]:
     root = Path(sysconfig.get_path("stdlib"))
-    return _read(path for path in _files(root, ".py") if not _NOT_SOURCE & set(path.relative_to(root).parts))
+    return _read((path for path in _files(root, ".py") if not _NOT_SOURCE & set(path.relative_to(root).parts)), most)
 
 
-def _headers() -> list[bytes]:
-    return _read(_files(Path(sysconfig.get_path("include")), ".h"))
+def _headers(most: int) -> list[bytes]:
+    return _read(_files(Path(sysconfig.get_path("include")), ".h"), most)
 
 
-def _notices() -> list[bytes]:
+def _notices(most: int) -> list[bytes]:
     """What installed packages say of themselves and their licences; a text that many share is taken once."""
     found = {}
     for distribution in importlib.metadata.distributions():
         for file in distribution.files or ():
             if _NOTICES.search(str(file)):
                 found[str(file)] = Path(str(distribution.locate_file(file)))
-    return list(dict.fromkeys(_read(path for _, path in sorted(found.items()))))
+    return list(dict.fromkeys(_read((path for _, path in sorted(found.items())), most)))
 
 
 def _files(root: Path, suffix: str) -> Iterator[Path]:
@@ -112,9 +116,9 @@ def _files(root: Path, suffix: str) -> Iterator[Path]:
     return iter(sorted(root.rglob(f"*{suffix}"), key=lambda path: (len(path.parts), str(path))))
 
 
-def _read(paths: Iterable[Path]) -> list[bytes]:
-    """The texts of `paths`, up to what all regions together can use; what cannot be read is left out."""
-    texts, room = [], TEXT_BYTES * (1 + PEERS // 3)
+def _read(paths: Iterable[Path], most: int) -> list[bytes]:
+    """The texts of `paths`, at most so many bytes together; what cannot be read is left out."""
+    texts, room = [], most
     for path in paths:
         try:
             text = path.read_bytes()
@@ -127,4 +131,4 @@ def _read(paths: Iterable[Path]) -> list[bytes]:
 
 
 def _word(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", name).strip(".-")[:_NAME] or "region"
+    return re.sub(r"[^\w.]+", "-", name).strip(".-")[:_NAME] or "region"
