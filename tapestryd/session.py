@@ -12,10 +12,6 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any, assert_never
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
 from protocols import limits
 from protocols.lineage import Entry, Tip
 from protocols.records import Presence
@@ -103,14 +99,12 @@ class Session:
         self._failed = failed
         self._tasks: set[asyncio.Task[None]] = set()
         self._stage: asyncio.Task[None] | None = None
-        self._catching_up = False
         self._timer: asyncio.TimerHandle | None = None
         self._published = 0.0
         self._kept = 0.0
         self._reasons: tuple[str, ...] = ()
         self._trained: Delta | None = None
         self._left = asyncio.Event()
-        self._offering = asyncio.Lock()
 
     # Life.
 
@@ -298,9 +292,7 @@ class Session:
                     self._stage.cancel()
                 self._over(round, reason)
             case CatchUp(tip, donors):
-                if not self._catching_up:
-                    self._catching_up = True
-                    self._spawn(self._catch_up(tip, donors))
+                self._spawn(self._catch_up(tip, donors))
             case Announce():
                 self._spawn(self._announce())
             case _:
@@ -320,16 +312,10 @@ class Session:
         self._spawn(self._offer(ALL_FRAGMENTS, keep=True))
 
     async def _offer(self, fragment: int, *, keep: bool) -> None:
-        """Hand the trainer a fragment of the base, or all of it. `keep`: local progress stays on top. One at a time, so that
-        the last word in shared memory is that of the last BASE."""
-        async with self._offering:
-            supervisor, base, member = self.supervisor, self.keeper.base, self.member
-            if supervisor is None or supervisor.trainer is None or supervisor.ready is None or base.tip is None:
-                return
-            here = slice(None) if fragment == ALL_FRAGMENTS else base.slice(fragment)
-            await asyncio.to_thread(np.copyto, supervisor.trainer.params[here], base.theta[here].numpy())
-            supervisor.send(Base(base.tip.height, fragment, keep))
-            if member is not None and not member.trainer and fragment == ALL_FRAGMENTS:
+        """Hand the trainer a fragment of the base, or all of it; with all of it, it can begin."""
+        if self.supervisor is not None and await self.supervisor.offer(self.keeper.base, fragment, keep=keep):
+            assert self.member is not None
+            if not self.member.trainer and fragment == ALL_FRAGMENTS:
                 self.feed(TrainerUp())
 
     def _trainer_reports(self, report: Delta) -> None:
@@ -338,16 +324,15 @@ class Session:
             self._spawn(self._take(report))
 
     async def _take(self, report: Delta) -> None:
-        """A delta lies in shared memory: copy it, then look at it, then tell the Member."""
-        base, trainer = self.keeper.base, self.supervisor.trainer if self.supervisor else None
-        if trainer is None or base.tip is None or report.fragment != report.round % base.layout.fragments:
+        base, member = self.keeper.base, self.member
+        assert member is not None
+        if self.supervisor is None or base.tip is None or report.fragment != report.round % base.layout.fragments:
             return
-        delta, finite = await asyncio.to_thread(_copied, trainer.delta[base.slice(report.fragment)])
-        member = self.member
-        if member is None or member.state is not State.STOPPING or report.round != member.round:
+        delta = await self.supervisor.take(base.slice(report.fragment))
+        if member.state is not State.STOPPING or report.round != member.round:
             return
         self._trained = report
-        if not finite:
+        if delta is None:
             self.feed(Failed(report.round, "not_finite"))
             return
         self.averaging.begin(report.round, delta, self.neighbours.on_base(base.tip))
@@ -394,25 +379,17 @@ class Session:
             trouble = "disk_full" if isinstance(error, DiskFull) else "no_donor"
         else:
             trouble = ""
-        self._catching_up = False
         reached = self.keeper.base.tip
-        if reached is not None and reached != before:
+        if reached is None or (trouble and reached == before):
+            self.feed(CatchUpFailed(trouble))
+            return
+        if reached != before:
             log.info("caught up to height=%d digest=%s", reached.height, reached.base[:12])
             await self._offer(ALL_FRAGMENTS, keep=True)
-            self.feed(BaseLoaded(reached))
-        elif trouble:
-            self.feed(CatchUpFailed(trouble))
-        elif reached is not None:
-            self.feed(BaseLoaded(reached))
+        self.feed(BaseLoaded(reached))
 
     # What others see.
 
     def invite(self) -> str:
         own = [f"{address}/p2p/{self.node.peer_id}" for address in self.addresses]
         return str(Invite(self.store.run_id, tuple([*own, *self.neighbours.addresses()][: limits.ADDRESSES])))
-
-
-def _copied(shared: NDArray[np.float32]) -> tuple[torch.Tensor, bool]:
-    """Our own copy of what another process may still write, and whether all of it is finite."""
-    copy = torch.from_numpy(shared.copy())
-    return copy, bool(torch.isfinite(copy).all())

@@ -1,4 +1,4 @@
-"""Keeps a trainer running, and remembers what it last said.
+"""Keeps a trainer running, passes it bases, takes its deltas, and remembers what it last said.
 
 A trainer that ends is started again after 1, 2, 4 … seconds, ten minutes at most; one that ran well for ten minutes
 starts the count anew. Faults arrive as codes; the sentences for them are here, the details in the trainer's own log.
@@ -9,9 +9,14 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from protocols import control
 from protocols.layout import Layout
-from protocols.trainer import Beat, Code, Delta, Device, Evaluated, Fault, Optimizer, Order, Precision, Ready, Report
+from protocols.trainer import ALL_FRAGMENTS, Base, Beat, Code, Delta, Device, Evaluated, Fault, Optimizer, Order, Precision, Ready, Report
+from tapestryd.base import SharedBase
 from tapestryd.host.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -50,6 +55,7 @@ class Supervisor:
         self._on_delta = on_delta
         self._on_down = on_down
         self._ended = asyncio.Event()
+        self._offering = asyncio.Lock()
         self._loop_task: asyncio.Task[None] | None = None
         self.trainer: Trainer | None = None
         self.ready: Ready | None = None
@@ -60,6 +66,29 @@ class Supervisor:
 
     def start(self) -> None:
         self._loop_task = asyncio.create_task(self._run())
+
+    async def offer(self, base: SharedBase, fragment: int, *, keep: bool) -> bool:
+        """Share a fragment of the base, or ALL_FRAGMENTS. `keep`: local progress stays on top. One at a time, so that the
+        last word in shared memory is that of the last BASE. False: there is nobody to take it, or nothing to share."""
+        async with self._offering:
+            if self.trainer is None or self.ready is None or base.tip is None:
+                return False
+            here = slice(None) if fragment == ALL_FRAGMENTS else base.slice(fragment)
+            await asyncio.to_thread(np.copyto, self.trainer.params[here], base.theta[here].numpy())
+            self.send(Base(base.tip.height, fragment, keep))
+            return True
+
+    async def take(self, here: slice) -> Tensor | None:
+        """Our own copy of a slice of the trainer's delta, (n_f,) float32; None if it is not finite, or the trainer is gone."""
+        if self.trainer is None:
+            return None
+        shared = self.trainer.delta[here]
+
+        def copied() -> Tensor | None:
+            copy = torch.from_numpy(shared.copy())
+            return copy if bool(torch.isfinite(copy).all()) else None
+
+        return await asyncio.to_thread(copied)
 
     def send(self, order: Order) -> None:
         if self.trainer is not None:
