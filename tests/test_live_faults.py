@@ -105,8 +105,6 @@ def test_a_founders_folder_that_does_not_fit_together(peer: Peer, toml: Path, tm
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda data: (data / "a.txt").unlink(), "no text"),
-        (lambda data: (data / "a.txt").write_text(""), "no text"),
         (lambda data: (data / "a.txt").write_text("short"), "less text than one training window"),
         (lambda data: ((data / "a.txt").unlink(), data.rmdir()), "not there"),
     ],

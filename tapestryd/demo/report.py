@@ -54,8 +54,8 @@ def page(progress: Progress, summary: Event, fault: str) -> str:
         "<header><h1>A swarm without a coordinator</h1>",
         f'<p class="verdict {"bad" if fault else "good"}">{escape(verdict)}</p>',
         f"<p>{len(names)} daemons on one machine trained one causal language model, each on its own text, and averaged parameter vectors "
-        f"with one another. Nothing but vectors and votes on them went round, and every committed round has one result, bit for bit "
-        f"the same on all peers.</p></header><main>",
+        f"with one another. Their text stayed with them. Every committed round has one result, bit for bit the same on all peers."
+        "</p></header><main>",
         _facts(progress, summary),
         '<div class="charts">',
         *_charts(progress),

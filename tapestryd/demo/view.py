@@ -62,7 +62,7 @@ def line(event: Event) -> str:
 def closing(progress: Progress, summary: Event, where: Path) -> str:
     """What was reached, in sentences. `where`: the demo's folder."""
     peers, same = summary["peers"], summary["base_digest"]
-    holding = f"all hold base {same[:12]}" if same else "their bases differ"
+    holding = f"all hold base {same[:12]}" if same else "not all were seen on the same base"
     lines = [f"{_count(summary['rounds_committed'], 'round')} committed by {peers} peers in {duration(summary['seconds'])}; {holding}."]
     known = [f"{name} {_change(*pair)}" for name, pair in progress.heldout().items() if pair[1] is not None]
     if known:
