@@ -60,7 +60,7 @@ class Round:
 
 
 class Progress:
-    """`target`: commits that the demo waits for. `run`: of a Status, as last seen. `grown_s`: when the base last grew."""
+    """`target`: commits that the demo waits for. `run`: of a Status, as last seen."""
 
     def __init__(self, names: Sequence[str], target: int) -> None:
         self.target = target
@@ -68,7 +68,6 @@ class Progress:
         self.rounds: dict[int, Round] = {}
         self.run: Doc | None = None
         self.now_s = 0.0
-        self.grown_s = 0.0
 
     @property
     def height(self) -> int:
@@ -108,8 +107,6 @@ class Progress:
                 events.append({"event": "founded", "s": round(now_s, 1), **shape})
             if run["base_digest"] and not peer.digest:
                 tell("joined", height=run["height"], base_digest=run["base_digest"])
-            if run["height"] > self.height:
-                self.grown_s = now_s
             peer.height, peer.digest = run["height"], run["base_digest"]
             self.run = run if run["elements"] else self.run
         if trainer["steps"] != peer.steps and trainer["loss"] is not None and len(peer.losses) < SAMPLES:

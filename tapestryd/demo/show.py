@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, TextIO
@@ -181,7 +182,7 @@ class Show:
         stall_s = max(STALL_S, 8.0 * (train + average))
         for height in range(1, self.progress.target + 1):
             doing = f"round {height} of {self.progress.target}"
-            self._until(lambda height=height: self.progress.height >= height, stall_s, doing, self._why_no_commit)  # type: ignore[misc]
+            self._until(partial(self._committed, height), stall_s, doing, self._why_no_commit)
         self._until(lambda: self.progress.complete, EVALUATE_S, "evaluating", self.progress.verdict)
 
     def _until(self, done: Callable[[], bool], limit_s: float, doing: str, why: Callable[[], str]) -> None:
@@ -191,7 +192,7 @@ class Show:
             if self._signals.number:
                 raise _Stopped
             if time.monotonic() > end:
-                raise LocalFault(f"Nothing came of {doing} within {limit_s:.0f} s: {why()}.".replace("..", "."))
+                raise LocalFault(f"Nothing came of {doing} within {limit_s:.0f} s: {why().rstrip('.')}.")
             for daemon in self.swarm.daemons:
                 self._look(daemon)
             self.progress.now_s = self._now()
@@ -216,6 +217,9 @@ class Show:
         if self.progress.peers[daemon.name].failed:
             said = "; ".join(status["health"])
             raise LocalFault(f"{daemon.name} cannot train: {said}. The end of {daemon.log}: {last_words(daemon.log)}")
+
+    def _committed(self, height: int) -> bool:
+        return self.progress.height >= height
 
     def _why_no_commit(self) -> str:
         states = ", ".join(f"{peer.name} is {peer.state}" for peer in self.progress.peers.values())
