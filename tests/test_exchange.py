@@ -1,0 +1,190 @@
+"""One round's numbers against plain numpy: means, coverage, what is owed, and what a hostile offer does (nothing)."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from protocols.grouping import BITMAP_BYTES, in_bitmap
+from protocols.refusal import Reason, Refused
+from tapestryd.exchange import Exchange, assemble, offer_bytes, part_bytes
+from tests.lineages import PEOPLE, noise, reduced
+from tests.people import roster, rules
+
+
+def exchanges(
+    members: int, *, fragments: int = 2, bits: int = 8, reducers: int = 0, fragment: int = 0, scale: float = 1e-2
+) -> list[Exchange]:
+    made = rules(fragments, bits)
+    of = roster(PEOPLE[:members], fragment=fragment, run=made.run_id, reducers=reducers)
+    size = made.layout().size(fragment)
+    return [Exchange(made, of, member, noise(size, place, scale)) for place, member in enumerate(of.members)]
+
+
+@pytest.mark.parametrize("members", [2, 3, 6])
+@pytest.mark.parametrize("fragments", [1, 2, 4])
+@pytest.mark.parametrize("bits", [8, 32])
+def test_all_come_to_the_same_bits(members: int, fragments: int, bits: int) -> None:
+    for fragment in range(fragments):
+        made = exchanges(members, fragments=fragments, bits=bits, fragment=fragment)
+        blobs = reduced(made)
+        means = [exchange.mean(blobs) for exchange in made]
+        assert {coverage for _, coverage in means} == {1_000_000}
+        assert len({mean.numpy().tobytes() for mean, _ in means}) == 1
+
+
+@pytest.mark.parametrize("reducers", [1, 2, 4])
+def test_at_32_bits_it_is_the_plain_mean(reducers: int) -> None:
+    """The oracle knows nothing of parts, codecs and reducers: float64 sum in roster order, one division, one rounding."""
+    made = exchanges(4, bits=32, reducers=reducers)
+    total = np.zeros(made[0].owed.numel(), dtype=np.float64)
+    for exchange in made:
+        total += exchange.owed.numpy().astype(np.float64)
+    mean, _ = made[0].mean(reduced(made))
+    assert mean.numpy().tobytes() == (total / 4).astype(np.float32).tobytes()
+
+
+def test_at_8_bits_it_is_the_mean_within_two_scales() -> None:
+    made = exchanges(4)
+    mean, _ = made[0].mean(reduced(made))
+    plain = torch.stack([exchange.owed for exchange in made]).mean(0)
+    worst = max(float(exchange.owed.abs().max()) for exchange in made) / 127
+    assert float((mean - plain).abs().max()) <= worst * 1.01
+
+
+def test_one_fragment_is_the_whole_vector() -> None:
+    """F = 1 is the plain algorithm: the four fragments' means, side by side, are its mean where the layout is the same."""
+    whole, quarters = rules(1, 32), rules(4, 32)
+    assert sum(quarters.layout().size(f) for f in range(4)) == whole.layout().elements
+    offsets = {span.name: (span.start, span.stop) for span in whole.layout().spans}
+    for fragment in range(4):
+        made = exchanges(3, fragments=4, bits=32, fragment=fragment)
+        mean, _ = made[0].mean(reduced(made))
+        start = quarters.layout().bounds[fragment][0]
+        inside = [
+            span
+            for span in quarters.layout().spans
+            if quarters.layout().bounds[fragment][0] <= span.start < quarters.layout().bounds[fragment][1]
+        ]
+        of = roster(PEOPLE[:3], fragment=0, run=whole.run_id)
+        vectors = []
+        for exchange in made:
+            vector = torch.zeros(whole.layout().elements)
+            for span in inside:
+                a, b = offsets[span.name]
+                vector[a:b] = exchange.owed[span.start - start : span.stop - start]
+            vectors.append(vector)
+        plain = [Exchange(whole, of, member, vector) for member, vector in zip(of.members, vectors, strict=True)]
+        flat, _ = plain[0].mean(reduced(plain))
+        for span in inside:
+            a, b = offsets[span.name]
+            assert torch.equal(flat[a:b], mean[span.start - start : span.stop - start])
+
+
+# What is owed.
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data(), st.sampled_from([8, 32]))
+def test_the_residual_is_exact(data: st.DataObject, bits: int) -> None:
+    """Where we are in the mean: owed - decoded, so nothing is lost but what one float32 subtraction rounds; else all of it."""
+    made = exchanges(3, bits=bits)
+    absent = {part: set(data.draw(st.lists(st.integers(0, 2), max_size=2))) for part in range(3)}
+    blobs = reduced(made, absent)
+    for place, exchange in enumerate(made):
+        before = exchange.owed.clone()
+        offers = exchange.offers()
+        left = exchange.residual(blobs, offers)
+        assert torch.equal(exchange.owed, before)
+        for part, (start, stop) in enumerate(exchange.slices):
+            if place in absent[part]:
+                assert torch.equal(left[start:stop], before[start:stop])
+            elif bits == 32:
+                assert not left[start:stop].any()
+            else:
+                alone, _ = exchange.reduce(stop - start, {place: offers[part]})  # its mean is what the others decoded, encoded again
+                assert in_bitmap(alone[:BITMAP_BYTES], 3) == [place]
+                sent = before[start:stop] - left[start:stop]
+                scales = np.frombuffer(offers[part][: 4 * -(-(stop - start) // 64)], "<f4")
+                codes = np.frombuffer(offers[part], np.int8, stop - start, 4 * len(scales))
+                decoded = codes.astype(np.float32) * np.repeat(scales, 64)[: stop - start]
+                assert left[start:stop].numpy().tobytes() == (before[start:stop].numpy() - decoded).tobytes()
+                assert float((sent - torch.from_numpy(decoded)).abs().max()) <= 1e-8
+
+
+def test_error_feedback_makes_up_for_the_codec() -> None:
+    """The same small delta every round: without what is owed, its least values would never arrive."""
+    made = rules(1)
+    of = roster(PEOPLE[:2], fragment=0, run=made.run_id)
+    size = made.layout().elements
+    delta = noise(size, 5) * torch.logspace(-4, 0, size)
+    total, owed = torch.zeros(size), torch.zeros(size)
+    for _ in range(50):
+        mine, other = (
+            Exchange(made, of, member, value) for member, value in zip(of.members, (delta + owed, torch.zeros(size)), strict=True)
+        )
+        blobs = reduced([mine, other])
+        owed = mine.residual(blobs, mine.offers())
+        total += mine.mean(blobs)[0] * 2
+    assert float((total + owed - 50 * delta).abs().max()) < 50 * float(delta.abs().max()) * 0.01
+    assert float((total / 50 - delta).abs().max()) < float(delta.abs().max()) / 127
+
+
+# Coverage and refusals.
+
+
+def test_coverage_below_the_rule_is_refused() -> None:
+    made = exchanges(4, reducers=2)
+    assert made[0].mean(reduced(made, {0: {1, 2}, 1: {0, 3}}))[1] == 500_000
+    with pytest.raises(Refused) as refused:
+        made[0].mean(reduced(made, {0: {1, 2, 3}, 1: {0, 3}}))
+    assert refused.value.reason is Reason.OUT_OF_RANGE
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [b"", b"x", lambda size: bytes(size - 1), lambda size: bytes(size + 1), lambda size: b"\xff" * size, lambda size: b"\x80" * size],
+    ids=["empty", "one", "short", "long", "nan", "-128"],
+)
+def test_a_hostile_offer_is_left_out_and_named(hostile: object) -> None:
+    made = exchanges(3)
+    start, stop = made[0].slices[0]
+    size = offer_bytes(made[0].rules, stop - start)
+    offers = {place: exchange.offers()[0] for place, exchange in enumerate(made)}
+    blob, refused = made[0].reduce(stop - start, {**offers, 1: hostile(size) if callable(hostile) else hostile})
+    assert [place for place, _ in refused] == [1]
+    assert in_bitmap(blob[:BITMAP_BYTES], 3) == [0, 2]
+    assert blob == made[0].reduce(stop - start, {0: offers[0], 2: offers[2]})[0]
+    assert len(blob) == part_bytes(made[0].rules, stop - start)
+
+
+def test_the_order_of_arrival_does_not_matter() -> None:
+    made = exchanges(5, bits=32)
+    start, stop = made[0].slices[0]
+    offers = {place: exchange.offers()[0] for place, exchange in enumerate(made)}
+    assert made[0].reduce(stop - start, offers) == made[0].reduce(stop - start, dict(reversed(offers.items())))
+
+
+@given(st.lists(st.binary(max_size=80), min_size=2, max_size=2))
+def test_hostile_parts_are_refused(blobs: list[bytes]) -> None:
+    made = exchanges(2)
+    with pytest.raises(Refused):
+        made[0].mean(blobs)
+
+
+def test_more_reducers_than_blocks() -> None:
+    """Some parts are empty then; all the same everybody agrees."""
+    base = rules(1)
+    tiny = replace(base, model=replace(base.model, tensors=("a 70",)))
+    of = roster(PEOPLE, fragment=0, run=tiny.run_id)
+    made = [Exchange(tiny, of, member, noise(70, place)) for place, member in enumerate(of.members)]
+    assert [stop - start for start, stop in made[0].slices] == [0, 0, 64, 0, 0, 6]
+    blobs = reduced(made)
+    mean, coverage = made[3].mean(blobs)
+    assert coverage == 1_000_000
+    assert torch.equal(assemble(tiny, of, blobs)[0], mean)
+    left = made[0].residual(blobs, made[0].offers())
+    assert float(left.abs().max()) < 1e-3

@@ -1,0 +1,415 @@
+"""Lineages on disk and in memory: commit, crash, replay bit for bit, catching up from good donors and bad ones."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from protocols.canonical import digest
+from protocols.lineage import Entry, Snapshot, Tip, base_digest
+from protocols.refusal import Reason, Refused
+from tapestryd.base import describe
+from tapestryd.errors import DiskFull
+from tapestryd.host import store as store_module
+from tapestryd.host.store import RunStore
+from tapestryd.keeper import Keeper
+from tapestryd.swarm.streams import Gone
+from tests.lineages import PEOPLE, Line, noise, voted
+from tests.people import certified, roster, verify
+
+
+class Donors:
+    """What a Fetcher would bring from the network: each donor a Line, by name. `snapshots[name]`: (manifest, file) it keeps;
+    `entries[name]`: heights that it keeps, None for all."""
+
+    def __init__(self, **lines: Line) -> None:
+        self.lines = lines
+        self.snapshots: dict[str, tuple[Snapshot, bytes]] = {}
+        self.entries: dict[str, range] = {}
+        self.asked: list[tuple[str, str, int]] = []
+
+    async def entry(self, donors: Sequence[str], height: int) -> tuple[Entry, list[bytes]]:
+        for donor in donors:
+            self.asked.append((donor, "entry", height))
+            line = self.lines.get(donor)
+            if line and height in self.entries.get(donor, range(1, len(line.entries) + 1)):
+                return line.entries[height - 1]
+        raise Gone(f"entry {height}")
+
+    async def snapshot(self, donors: Sequence[str], elements: int, fragments: int, genesis: str) -> tuple[Snapshot, object]:
+        for donor in donors:
+            if donor in self.snapshots:
+                found = self.snapshots[donor][0]
+                height = found.tip.height
+                return found, self.lines[donor].entries[height - 1] if height else None
+        raise Gone("snapshot")
+
+    async def pieces(
+        self, donors: Sequence[str], snapshot: Snapshot, have: Callable[[int], bool], keep: Callable[[int, bytes], None]
+    ) -> None:
+        for donor in donors:
+            if donor in self.snapshots and self.snapshots[donor][0].pieces == snapshot.pieces and not have(0):
+                keep(0, self.snapshots[donor][1])
+        if not have(0):
+            raise Gone("pieces")
+
+
+def begin(line: Line, path: Path, *, genesis: bool = True) -> RunStore:
+    """A store as a founder has it: rules, and the snapshot of height 0."""
+    store = RunStore(path, line.rules.run_id)
+    store.keep_rules(line.rules, b"")
+    if genesis:
+        theta, velocity = line.bases[0]
+        pairs = line.base.digests(theta, velocity)
+        store.write_snapshot(*describe(line.rules.run_id, Tip(0, 0, base_digest(pairs)), pairs, theta, velocity))
+    return store
+
+
+def keeper(line: Line, store: RunStore, donors: Donors | None = None, *, every: int = 100, told: list[Entry] | None = None) -> Keeper:
+    return Keeper(
+        line.rules, line.base.layout, store, donors or Donors(), verify, every, 3, lambda entry, _: (told if told is not None else []).append(entry),
+        lambda: None,
+    )  # type: ignore[arg-type]  # fmt: skip
+
+
+def same(kept: Keeper, line: Line) -> bool:
+    """Bit for bit, and of the digest."""
+    base = kept.base
+    assert base_digest(base.digests(base.theta, base.velocity)) == base_digest(base.pairs)
+    return base.tip == line.base.tip and torch.equal(base.theta, line.base.theta) and torch.equal(base.velocity, line.base.velocity)
+
+
+def grown(rounds: int, fragments: int = 2, bits: int = 8) -> Line:
+    line = Line.begin(fragments, bits)
+    for _ in range(rounds):
+        line.grow()
+    return line
+
+
+def go(work: Callable[[], Awaitable[None]]) -> None:
+    async def main() -> None:
+        await asyncio.wait_for(work(), 30)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("fragments", [1, 4])
+@pytest.mark.parametrize("bits", [8, 32])
+def test_the_log_rebuilds_the_live_base_bit_for_bit(tmp_path: Path, fragments: int, bits: int) -> None:
+    line = Line.begin(fragments, bits)
+
+    async def work() -> None:
+        live = keeper(line, begin(line, tmp_path))
+        assert await live.open() == Tip(0, 0, line.rules.model.genesis)
+        for round in (0, 1, 2, 5, 6, 7, 8):  # rounds 3 and 4 were discarded
+            entry = line.grow(round=round)
+            here = line.base.slice(round % fragments)
+            step = live.base.next(round % fragments, live_mean(live, line))
+            assert torch.equal(step.theta, line.base.theta[here])
+            assert await live.commit(entry, line.entries[-1][1], step) == entry.tip
+        assert same(live, line)
+        again = keeper(line, RunStore(tmp_path, line.rules.run_id))
+        assert await again.open() == line.base.tip
+        assert same(again, line)
+
+    go(work)
+
+
+def live_mean(kept: Keeper, line: Line) -> torch.Tensor:
+    from tapestryd.exchange import assemble
+
+    entry, blobs = line.entries[-1]
+    return assemble(kept.rules, entry.roster, blobs)[0]
+
+
+def test_a_start_begins_at_the_newest_good_snapshot(tmp_path: Path) -> None:
+    line = Line.begin()
+    store = begin(line, tmp_path)
+
+    async def work() -> None:
+        live = keeper(line, store, every=2)
+        await live.open()
+        for _ in range(5):
+            entry = line.grow()
+            await live.commit(entry, line.entries[-1][1], live.base.next(entry.vote.fragment, live_mean(live, line)))
+            await live.stop()
+        assert [snapshot.tip.height for snapshot in store.snapshots()] == [0, 2, 4]
+        for damaged, begins in ((None, 4), (4, 2), (2, 0)):
+            if damaged is not None:
+                path = tmp_path / "snapshots" / f"{damaged:010d}.base"
+                data = bytearray(path.read_bytes())
+                data[9] ^= 1
+                path.write_bytes(data)
+            other = keeper(line, RunStore(tmp_path, line.rules.run_id))
+            seen: list[int] = []
+            load = store_module.RunStore.load_entry
+            other.store.load_entry = lambda height, check, seen=seen, load=load, store=other.store: (
+                seen.append(height),
+                load(store, height, check),
+            )[1]  # type: ignore[method-assign]
+            assert await other.open() == line.base.tip
+            assert seen[0] == begins + 1
+            assert same(other, line)
+
+    go(work)
+
+
+def test_killed_between_entry_and_base_the_start_replays_to_the_same_digest(tmp_path: Path) -> None:
+    """The instruction at which it matters: the entry is on disk, the base has not moved."""
+    line = Line.begin()
+
+    async def work() -> None:
+        live = keeper(line, begin(line, tmp_path))
+        await live.open()
+        entry = line.grow()
+
+        def killed(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        live.base.put = killed  # type: ignore[method-assign]
+        with pytest.raises(KeyboardInterrupt):
+            live.base.put()
+        await asyncio.to_thread(live.store.write_entry, entry, *line.entries[-1][1])
+        assert live.base.tip == Tip(0, 0, line.rules.model.genesis)
+        again = keeper(line, RunStore(tmp_path, line.rules.run_id))
+        assert await again.open() == line.base.tip
+        assert same(again, line)
+
+    go(work)
+
+
+def test_a_full_disk_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = Line.begin()
+
+    async def work() -> None:
+        live = keeper(line, begin(line, tmp_path))
+        before = await live.open()
+        theta = live.base.theta.clone()
+        entry = line.grow()
+        step = live.base.next(0, live_mean(live, line))
+
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(store_module.os, "fsync", full)
+            with pytest.raises(DiskFull):
+                await live.commit(entry, line.entries[-1][1], step)
+        assert live.base.tip == before
+        assert torch.equal(live.base.theta, theta)
+        assert await keeper(line, RunStore(tmp_path, line.rules.run_id)).open() == before
+        await live.commit(entry, line.entries[-1][1], step)
+        assert same(live, line)
+
+    go(work)
+
+
+# What is on disk but must not be followed.
+
+
+@pytest.mark.parametrize("wrong", ["after", "weight", "fragment", "height"])
+def test_a_certificate_that_does_not_lead_where_it_says_is_refused(tmp_path: Path, wrong: str) -> None:
+    """Signed by everybody, and yet: what we compute is what counts."""
+    line = grown(1)
+    round = 2 if wrong == "fragment" else 1
+    of = roster(PEOPLE[:3], round=round, fragment=1, before=line.base.tip.base, run=line.rules.run_id)  # type: ignore[union-attr]
+    told = line.fork()
+    told.grow(round=1)
+    blobs = told.entries[-1][1]
+    step = line.base.next(1, noise(line.base.layout.size(1), 9))
+    vote = voted(line.rules, of, blobs, line.base.tip, step, 1_000_000)  # type: ignore[arg-type]
+    if wrong != "after":
+        vote = replace(vote, after=told.base.tip.base)  # type: ignore[union-attr]
+    vote = replace(vote, **{"weight": {"weight": 7}, "height": {"height": 3}}.get(wrong, {}))
+    entry = certified(of, blobs, PEOPLE[:3], vote)
+
+    async def work() -> None:
+        live = keeper(line, begin(line, tmp_path))
+        live.store.write_entry(*_flat(line.entries[0]))
+        assert await live.open() == line.base.tip
+        with pytest.raises(Refused) as refused:
+            await live._follow(entry, blobs)
+        assert refused.value.reason is {"after": Reason.BAD_DIGEST, "weight": Reason.OUT_OF_RANGE}.get(wrong, Reason.OTHER_ROUND)
+        assert same(live, line)
+        live.store.write_entry(replace(entry, vote=replace(vote, height=2)), *blobs)
+        assert await keeper(line, RunStore(tmp_path, line.rules.run_id)).open() == line.base.tip
+
+    go(work)
+
+
+def _flat(whole: tuple[Entry, list[bytes]]) -> tuple[object, ...]:
+    return (whole[0], *whole[1])
+
+
+# Catching up.
+
+
+def test_replay_from_a_donor(tmp_path: Path) -> None:
+    line = grown(5)
+    told: list[Entry] = []
+
+    async def work() -> None:
+        live = keeper(line, begin(line, tmp_path), Donors(ann=line), told=told)
+        await live.open()
+        assert await live.catch_up(line.base.tip, ["ann"]) == line.base.tip  # type: ignore[arg-type]
+        assert same(live, line)
+        assert told == [entry for entry, _ in line.entries]
+        again = keeper(line, RunStore(tmp_path, line.rules.run_id))
+        await again.open()
+        assert same(again, line)
+
+    go(work)
+
+
+def test_what_was_reached_is_kept(tmp_path: Path) -> None:
+    line = grown(5)
+
+    async def work() -> None:
+        donors = Donors(ann=line)
+        donors.entries["ann"] = range(1, 4)
+        live = keeper(line, begin(line, tmp_path), donors)
+        await live.open()
+        with pytest.raises(Gone):
+            await live.catch_up(line.base.tip, ["ann"])  # type: ignore[arg-type]
+        assert live.base.tip == line.entries[2][0].tip
+        del donors.entries["ann"]
+        await live.catch_up(line.base.tip, ["ann"])  # type: ignore[arg-type]
+        assert same(live, line)
+        assert [height for _, _, height in donors.asked] == [1, 2, 3, 4, 4, 5]
+
+    go(work)
+
+
+def test_a_joiner_takes_a_snapshot_and_replays_the_tail(tmp_path: Path) -> None:
+    line = grown(3)
+    taken = line.snapshot()
+    for _ in range(2):
+        line.grow()
+
+    async def work() -> None:
+        donors = Donors(ann=line)
+        donors.snapshots["ann"] = taken
+        live = keeper(line, begin(line, tmp_path, genesis=False), donors)
+        assert await live.open() is None
+        await live.catch_up(line.base.tip, ["ann"])  # type: ignore[arg-type]
+        assert same(live, line)
+        assert live.store.load_entry(3, verify) == line.entries[2]  # it can show its snapshot's certificate to the next joiner
+        assert live.store.load_entry(2, verify) is None
+        assert not list(tmp_path.glob("superseded-*"))
+        again = keeper(line, RunStore(tmp_path, line.rules.run_id))
+        await again.open()
+        assert same(again, line)
+
+    go(work)
+
+
+def test_donors_that_never_had_our_next_entry_give_a_snapshot(tmp_path: Path) -> None:
+    """They joined by a snapshot beyond our height: without this we would ask for the missing entry for ever."""
+    line = grown(6)
+    begun = begin(line, tmp_path)
+    begun.write_entry(*_flat(line.entries[0]))  # type: ignore[arg-type]
+
+    async def work() -> None:
+        donors = Donors(ann=line)
+        donors.entries["ann"] = range(6, 7)
+        donors.snapshots["ann"] = line.snapshot()
+        live = keeper(line, begun, donors)
+        assert await live.open() == line.entries[0][0].tip
+        await live.catch_up(line.base.tip, ["ann"])  # type: ignore[arg-type]
+        assert same(live, line)
+
+    go(work)
+
+
+def test_a_donors_trouble_is_no_reason_to_go_back(tmp_path: Path) -> None:
+    """It lost the entry we need, and its snapshot is older than our base: stay."""
+    line = grown(4)
+    begun = begin(line, tmp_path)
+    for whole in line.entries[:2]:
+        begun.write_entry(*_flat(whole))  # type: ignore[arg-type]
+    young = Line(line.rules, line.base, line.entries[:1], line.bases)
+
+    async def work() -> None:
+        donors = Donors(ann=line)
+        donors.entries["ann"] = range(1, 3)
+        first = Line.begin()
+        first.grow()
+        donors.snapshots["ann"] = first.snapshot()
+        live = keeper(line, begun, donors)
+        here = await live.open()
+        with pytest.raises(Gone):
+            await live.catch_up(line.base.tip, ["ann"])  # type: ignore[arg-type]
+        assert live.base.tip == here == line.entries[1][0].tip
+        assert not list(tmp_path.glob("superseded-*"))
+        assert len(young.entries) == 1
+
+    go(work)
+
+
+def _branches() -> tuple[Line, Line]:
+    """Two branches from height 2: ours goes on alone with three, theirs with five."""
+    ours = grown(2)
+    theirs = ours.fork()
+    ours.grow()
+    ours.grow()
+    for _ in range(3):
+        theirs.grow(PEOPLE[:5], seed=7)
+    assert theirs.base.tip.better_than(ours.base.tip)  # type: ignore[union-attr,arg-type]
+    return ours, theirs
+
+
+def test_the_heavier_branch_takes_over_and_ours_is_kept_aside(tmp_path: Path) -> None:
+    ours, theirs = _branches()
+    store = begin(ours, tmp_path)
+    for whole in ours.entries:
+        store.write_entry(*_flat(whole))  # type: ignore[arg-type]
+
+    async def work() -> None:
+        donors = Donors(ann=theirs)
+        donors.snapshots["ann"] = theirs.snapshot()
+        live = keeper(ours, store, donors)
+        assert await live.open() == ours.base.tip
+        assert await live.catch_up(theirs.base.tip, ["ann"]) == theirs.base.tip  # type: ignore[arg-type]
+        assert same(live, theirs)
+        aside = tmp_path / "superseded-0" / "log"
+        assert sorted(path.name for path in aside.iterdir()) == [f"{height:010d}.entry" for height in range(1, 5)]
+        again = keeper(ours, RunStore(tmp_path, ours.rules.run_id))
+        await again.open()
+        assert same(again, theirs)
+
+    go(work)
+
+
+@pytest.mark.parametrize("fault", ["manifest", "file", "nothing"])
+def test_a_false_snapshot_replaces_nothing_and_the_next_donor_is_asked(tmp_path: Path, fault: str) -> None:
+    """The pieces' digests in a manifest are one donor's word: only the whole file shows whether it was true."""
+    ours, theirs = _branches()
+    store = begin(ours, tmp_path)
+    for whole in ours.entries:
+        store.write_entry(*_flat(whole))  # type: ignore[arg-type]
+    good = theirs.snapshot()
+    data = bytearray(good[1])
+    data[100] ^= 1
+    liar = {"manifest": (replace(good[0], pieces=(digest(data),)), bytes(data)), "file": (good[0], b""), "nothing": None}[fault]
+
+    async def work() -> None:
+        donors = Donors(liar=theirs, ann=theirs)
+        if liar:
+            donors.snapshots["liar"] = liar
+        live = keeper(ours, store, donors)
+        await live.open()
+        with pytest.raises(Gone):
+            await live.catch_up(theirs.base.tip, ["liar"])  # type: ignore[arg-type]
+        assert same(live, ours)
+        assert not list(tmp_path.glob("superseded-*"))
+        again = keeper(ours, RunStore(tmp_path, ours.rules.run_id))
+        await again.open()
+        assert same(again, ours)
+        donors.snapshots["ann"] = good
+        await live.catch_up(theirs.base.tip, ["liar", "ann"])  # type: ignore[arg-type]
+        assert same(live, theirs)
+
+    go(work)
