@@ -25,7 +25,7 @@ from tapestryd.errors import LocalFault, StateFault, Unavailable
 from tapestryd.founding import adopt
 from tapestryd.host.api import Api
 from tapestryd.host.clock import now_ms
-from tapestryd.host.keys import Identity
+from tapestryd.host.keys import Identity, verify
 from tapestryd.host.store import StateDir
 from tapestryd.host.systemd import Notifier
 from tapestryd.picture import picture
@@ -118,7 +118,7 @@ class Daemon:
                 invite = Invite(invite.run_id, tuple(dict.fromkeys([*invite.peers, *known.peers]))[: limits.ADDRESSES])
         network = self.config.network
         bootstrap = [peer for peer in dict.fromkeys([*invite.peers, *network.bootstrap]) if not peer.endswith(self._identity.peer_id)]
-        node = await Node.start(prefix_of(invite.run_id), self._identity.path, network.listen, network.announce, bootstrap)
+        node = await Node.start(prefix_of(invite.run_id), self._identity.path, network.listen, network.announce, bootstrap, verify)
         if node.peer_id != self._identity.peer_id:
             await node.stop()
             raise StateFault(f"{self._identity.path}: p2pd reads another identity in it; restore it from a backup")

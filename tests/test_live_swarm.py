@@ -37,7 +37,7 @@ def cli(peer: Peer, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_a_swarm_commits_survives_and_ends(swarm: list[Peer], tmp_path: Path) -> None:
     one, two, three = swarm
     toml = found(tmp_path / "founder", "--train", "3", "--average", "3")

@@ -98,7 +98,7 @@ class Gathering:
             try:
                 if leader == me:
                     return await self._lead(key, fragment, others, reducer, closes)
-                margin = (windows_s[0]) / 4
+                margin = windows_s[0] / 2  # whoever is in a roster and gives it up costs everybody the round
                 roster = await self._call(leader, key, fragment, reducer, closes + margin)
                 self._close(key, {"refused": Reason.OTHER_ROSTER.value, "detail": f"{leader[-6:]} leads"})
                 return roster

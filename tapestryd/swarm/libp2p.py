@@ -12,6 +12,7 @@ import signal
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
+from hashlib import sha256
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -34,9 +35,10 @@ class Libp2p:
         self._reader = reader
 
     @classmethod
-    async def start(cls, identity: Path, listen: Sequence[str], announce: Sequence[str], bootstrap: Sequence[str]) -> "Libp2p":
-        """Raises Unavailable with p2pd's own words if it does not come up (a port in use, say)."""
-        folder = Path(tempfile.mkdtemp(prefix="tapestry-p2p-"))  # 0700, and short: unix socket paths end at 107 bytes
+    async def start(cls, identity: Path, listen: Sequence[str], announce: Sequence[str]) -> "Libp2p":
+        """Knows nobody yet: with bootstrap peers on its command line, p2pd ends if none of them answers.
+        Raises Unavailable with p2pd's own words if it does not come up (a port in use, say)."""
+        folder = _folder(identity)
 
         class Here(P2P):  # type: ignore[misc]
             _UNIX_SOCKET_PREFIX = f"/unix{folder}/"
@@ -49,8 +51,6 @@ class Libp2p:
             ]  # fmt: skip
             if announce:
                 arguments.append(f"-announceAddrs={','.join(announce)}")
-            if bootstrap:
-                arguments += ["-b", f"-bootstrapPeers={','.join(bootstrap)}"]
             process = await asyncio.create_subprocess_exec(
                 *arguments,
                 stdin=asyncio.subprocess.DEVNULL,
@@ -99,6 +99,15 @@ class Libp2p:
             await self.process.wait()
         self._reader.cancel()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _folder(identity: Path) -> Path:
+    """A new private folder for the control sockets, short because unix socket paths end at 107 bytes. What a killed
+    daemon of this identity left behind goes: whoever starts p2pd holds the state directory's lock."""
+    prefix = f"tapestry-p2p-{sha256(bytes(identity.resolve())).hexdigest()[:12]}-"
+    for leftover in Path(tempfile.gettempdir()).glob(prefix + "*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=prefix))
 
 
 _libc = ctypes.CDLL(None)

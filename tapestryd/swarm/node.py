@@ -13,14 +13,16 @@ from contextlib import suppress
 from pathlib import Path
 
 from hivemind.dht.node import DHTNode
+from hivemind.dht.validation import DHTRecord, RecordValidatorBase
 from hivemind.p2p import PeerID
 from hivemind.p2p.p2p_daemon_bindings.control import P2PDaemonError
 from hivemind.p2p.p2p_daemon_bindings.utils import ControlFailure
 from hivemind.utils.multiaddr import Multiaddr
+from hivemind.utils.serializer import MSGPackSerializer
 from hivemind.utils.timed_storage import get_dht_time
 
 from protocols import limits
-from protocols.canonical import Json
+from protocols.canonical import Json, Signed, Verify, loads
 from protocols.records import is_address
 from protocols.refusal import Refused
 from tapestryd.swarm.libp2p import Libp2p
@@ -34,6 +36,9 @@ _STREAMS_A_PEER = 32
 """Streams that one peer may have open to us at once; an honest one needs a few a round and a few to catch up."""
 
 _ASK_AGAIN_S = 10.0
+
+_DHT_S = 15.0
+_STOP_S = 1.0
 
 _LOST = (P2PDaemonError, OSError, EOFError, TimeoutError)
 """What hivemind raises when p2pd or the other side is gone."""
@@ -55,11 +60,13 @@ class Node:
         self.refusals: Counter[str] = Counter()
 
     @classmethod
-    async def start(cls, prefix: str, identity: Path, listen: Sequence[str], announce: Sequence[str], bootstrap: Sequence[str]) -> "Node":
+    async def start(
+        cls, prefix: str, identity: Path, listen: Sequence[str], announce: Sequence[str], bootstrap: Sequence[str], verify: Verify
+    ) -> "Node":
         """Comes up with or without a bootstrap peer in reach; `look` goes on asking them."""
-        libp2p = await Libp2p.start(identity, listen, announce, bootstrap)
+        libp2p = await Libp2p.start(identity, listen, announce)
         try:
-            dht = await DHTNode.create(p2p=libp2p.p2p)
+            dht = await DHTNode.create(p2p=libp2p.p2p, record_validator=_OwnRecords(verify))
         except BaseException:
             await libp2p.stop()
             raise
@@ -67,7 +74,8 @@ class Node:
 
     async def stop(self) -> None:
         with suppress(Exception):
-            await self._dht.shutdown()
+            async with asyncio.timeout(_STOP_S):  # with p2pd dead, hivemind would wait for it for ever
+                await self._dht.shutdown()
         await self._libp2p.stop()
 
     @property
@@ -81,7 +89,8 @@ class Node:
         """Store our presence record for PRESENCE_MS under our own subkey."""
         expiration = get_dht_time() + limits.PRESENCE_MS / 1000
         try:
-            return bool(await self._dht.store(f"{self._prefix}/presence", record, expiration, subkey=self.peer_id))
+            async with asyncio.timeout(_DHT_S):
+                return bool(await self._dht.store(f"{self._prefix}/presence", record, expiration, subkey=self.peer_id))
         except _LOST as error:
             raise Gone(f"the DHT takes no record: {error}") from None
 
@@ -89,7 +98,8 @@ class Node:
         """All records under the run's key, by peer id; at most RECORDS. Asks bootstrap peers that are not yet known."""
         await self._meet()
         try:
-            found = await self._dht.get(f"{self._prefix}/presence", latest=True)
+            async with asyncio.timeout(_DHT_S):
+                found = await self._dht.get(f"{self._prefix}/presence", latest=True)
         except _LOST as error:
             raise Gone(f"the DHT does not answer: {error}") from None
         if found is None or not isinstance(found.value, dict):
@@ -191,6 +201,29 @@ class Node:
     def refused(self, refused: Refused, verb: str, peer: str) -> None:
         self.refusals[refused.reason.value] += 1
         log.info("refused %s from %s: %s", verb, peer[-6:], refused)
+
+
+class _OwnRecords(RecordValidatorBase):  # type: ignore[misc]
+    """What DHT nodes store and believe: presences under the subkey of the peer that signed them, for as long as they live.
+
+    Without it, whoever stores bytes that are no msgpack stops `look` everywhere, a plain value drops all subkeys, and a
+    forged record that expires later keeps the true one out.
+    """
+
+    def __init__(self, verify: Verify) -> None:
+        self._verify = verify
+
+    def validate(self, record: DHTRecord) -> bool:
+        try:
+            peer, value = MSGPackSerializer.loads(record.subkey), MSGPackSerializer.loads(record.value)
+            if not isinstance(value, bytes):
+                return False
+            signed = Signed.from_json(loads(value, limits.RECORD_BYTES), "presence", self._verify)
+            made_ms = signed.body.get("made_ms")
+        except Exception:  # msgpack has many, and the DHT must not see any
+            return False
+        ends_ms = record.expiration_time * 1000
+        return signed.peer == peer and type(made_ms) is int and ends_ms <= made_ms + limits.PRESENCE_MS + limits.CLOCK_SKEW_MS
 
 
 def _peer_of(address: str) -> str:

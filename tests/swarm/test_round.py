@@ -1,0 +1,399 @@
+"""Whole rounds between real nodes: gather, reduce, settle, commit, with production arithmetic; and with somebody failing in each stage."""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from protocols.canonical import Signed, digest
+from protocols.grouping import Roster, order
+from protocols.refusal import Reason, Refused
+from protocols.rounds import Committed, Event, Failed, Reduced, Rostered
+from protocols.settling import Vote, merkle
+from tapestryd.exchange import Exchange
+from tapestryd.swarm.meeting import Meeting
+from tapestryd.swarm.streams import Gone
+from tests.people import CAST, verify
+from tests.swarm.rooms import Peer, agreed, go, others, peers
+
+
+def by_lead(found: Sequence[Peer], number: int = 0) -> list[Peer]:
+    """In the order in which they lead: the first leader first, and so are the roster's members."""
+    ids = order(found[0].rules.run_id, number, [peer.node.peer_id for peer in found])
+    return sorted(found, key=lambda peer: ids.index(peer.node.peer_id))
+
+
+async def together(found: Sequence[Peer], everybody: Sequence[Peer] = (), number: int = 0) -> list[Event]:
+    return list(await asyncio.gather(*(peer.round(others(peer, everybody or found), number) for peer in found)))
+
+
+@pytest.mark.parametrize("uv", [True, False], ids=["uvloop", "asyncio"])
+@pytest.mark.parametrize(("count", "fragments", "bits"), [(2, 1, 8), (4, 2, 8), (3, 4, 32)])
+def test_a_round_ends_in_the_same_bits_everywhere(tmp_path: Path, uv: bool, count: int, fragments: int, bits: int) -> None:
+    async def work() -> None:
+        async with peers(tmp_path, count, fragments=fragments, bits=bits, average_ms=6000) as found:
+            events = await together(found)
+            agreed(found, events)
+            entry, blobs = found[0].keeper.store.load_entry(1, verify)  # type: ignore[misc]
+            assert len(entry.roster.members) == len(entry.roster.reducers) == count
+            assert entry.vote.coverage_ppm == 1_000_000
+            deltas = []
+            for member in entry.roster.members:
+                peer = next(peer for peer in found if peer.node.peer_id == member)
+                peer.begin(others(peer, found))
+                deltas.append(peer.averaging.round.delta)  # type: ignore[union-attr]
+                peer.averaging.drop()
+            if bits == 32:
+                plain = torch.stack([delta.double() for delta in deltas]).sum(0).div(count).float()
+                assert torch.equal(Exchange(found[0].rules, entry.roster, entry.roster.members[0], deltas[0]).mean(blobs)[0], plain)
+            assert all(peer.refused() == {} for peer in found)
+
+    go(work, uv=uv)
+
+
+def test_rounds_follow_one_another(tmp_path: Path) -> None:
+    """Fragment by fragment; the second round's base is the first one's result, and the log leads there."""
+
+    async def work() -> None:
+        async with peers(tmp_path, 3, average_ms=60_000) as found:
+            for number in (0, 1):
+                events = await together(found, number=number)
+                assert all(isinstance(event, Committed) for event in events), events
+            assert len({peer.keeper.base.tip for peer in found}) == 1
+            for peer in found:
+                first, second = (peer.keeper.store.load_entry(height, verify) for height in (1, 2))
+                assert first is not None
+                assert second is not None
+                assert (second[0].vote.before, second[0].tip) == (first[0].vote.after, peer.keeper.base.tip)
+
+    go(work)
+
+
+# Gathering.
+
+
+def test_one_member_silent_at_the_call_the_others_go_on(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with peers(tmp_path, 4, average_ms=5000) as found:
+            *here, silent = by_lead(found)
+            events = await together(here, found)
+            # A majority beyond the roster: three of four that were seen.
+            agreed(here, events)
+            assert silent.keeper.base.tip.height == 0  # type: ignore[union-attr]
+            entry, _ = here[0].keeper.store.load_entry(1, verify)  # type: ignore[misc]
+            assert set(entry.roster.members) == {peer.node.peer_id for peer in here}
+
+    go(work)
+
+
+def test_the_first_leader_dead_the_second_leads(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with peers(tmp_path, 4, average_ms=5000) as found:
+            dead, *here = by_lead(found)
+            await dead.node.stop()
+            events = await together(here, found)
+            agreed(here, events)
+            entry, _ = here[0].keeper.store.load_entry(1, verify)  # type: ignore[misc]
+            assert entry.roster.members == tuple(peer.node.peer_id for peer in here)
+
+    go(work)
+
+
+def test_the_first_leader_hangs_the_second_leads(tmp_path: Path) -> None:
+    """It takes calls, and then nothing: the roster has to come in its window."""
+
+    async def work() -> None:
+        async with peers(tmp_path, 4, average_ms=5000) as found:
+            _, *here = by_lead(found)  # the first one serves, but never performs
+            agreed(here, await together(here, found))
+
+    go(work)
+
+
+def test_two_of_five_are_no_majority_of_those_seen(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with peers(tmp_path, 2, average_ms=2000) as found:
+            absent = [peer for peer in CAST if peer not in [each.node.peer_id for each in found]][:3]
+            events = await asyncio.gather(*(peer.round([*others(peer, found), *absent]) for peer in found))
+            assert all(event in (Failed(0, "no_majority"), Failed(0, "no_roster")) for event in events), events
+            assert {peer.keeper.base.tip.height for peer in found} == {0}  # type: ignore[union-attr]
+
+    go(work)
+
+
+def test_too_few_come_and_all_are_told(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with peers(tmp_path, 3, average_ms=2000, min_peers=3) as found:
+            here = by_lead(found)[:2]
+            assert await together(here, found) == [Failed(0, "no_roster")] * 2
+
+    go(work)
+
+
+def test_nobody_crowds_out_the_callers_of_this_round(tmp_path: Path) -> None:
+    """One peer calls the leader with many bases and the next round's number, before and while the others call."""
+
+    async def work() -> None:
+        async with peers(tmp_path, 4, average_ms=5000) as found:
+            leader, *rest = by_lead(found)
+            evil, here = rest[-1], rest[:-1]
+            held = []
+
+            async def crowd(many: int) -> None:
+                for number in range(many):
+                    stream = await evil.node.open(leader.node.peer_id, "call")
+                    await stream.send({"round": number % 2, "before": f"{number:064x}", "reducer": True})
+                    await stream.answer()
+                    held.append(stream)
+
+            await crowd(6)
+            jobs = asyncio.gather(crowd(20), *(peer.round(others(peer, [leader, *here])) for peer in [leader, *here]))
+            _, *events = await jobs
+            agreed([leader, *here], events)
+            for stream in held:
+                stream.close()
+
+    go(work)
+
+
+def test_calls_of_other_rounds_are_refused(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with peers(tmp_path, 2, average_ms=60_000) as (one, two):
+            for number in (7, -3, 1 << 53):
+                with pytest.raises(Refused) as refused:
+                    await one.node.ask(two.node.peer_id, "call", {"round": number, "before": "", "reducer": True})
+                assert refused.value.reason is Reason.OTHER_ROUND
+            assert two.refused() == {"other_round": 3}
+
+    go(work)
+
+
+# Reducing.
+
+
+def cut_off(peer: Peer, verb: str, *, toward: str) -> None:
+    """`peer` cannot open streams for `verb` to `toward`."""
+    opened = peer.node.open
+
+    async def open(to: str, kind: str) -> Any:
+        if kind == verb and to == toward:
+            raise Gone(f"{kind} to {to[-6:]}: cut off")
+        return await opened(to, kind)
+
+    peer.node.open = open  # type: ignore[method-assign]
+
+
+def test_one_whose_stream_to_a_reducer_fails_repairs_from_voters(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with peers(tmp_path, 4, average_ms=5000) as found:
+            reducer, cut, *_ = by_lead(found)
+            cut_off(cut, "reduce", toward=reducer.node.peer_id)
+            events = await together(found)
+            agreed(found, events)
+            entry, _ = cut.keeper.store.load_entry(1, verify)  # type: ignore[misc]
+            sizes = [stop - start for start, stop in cut.averaging._last.exchange.slices]  # type: ignore[union-attr]
+            missing = sizes[entry.roster.reducers.index(reducer.node.peer_id)]
+            assert entry.vote.coverage_ppm == (4 * sum(sizes) - missing) * 1_000_000 // (4 * sum(sizes))
+            here = cut.keeper.base.slice(0)
+            owed = cut.averaging._residual[here]
+            start, stop = cut.averaging._last.exchange.slices[entry.roster.reducers.index(reducer.node.peer_id)]  # type: ignore[union-attr]
+            assert torch.equal(owed[start:stop], cut.averaging._last.exchange.owed[start:stop])  # type: ignore[union-attr]
+
+    go(work)
+
+
+@pytest.mark.parametrize("at", ["gathered", "reduced"])
+def test_a_reducer_that_dies_holds_nobody_up(tmp_path: Path, at: str) -> None:
+    """Before it reduced: its part exists nowhere, and all discard. After: whoever has all parts commits, and so do all."""
+
+    async def work() -> None:
+        async with peers(tmp_path, 4, average_ms=3000) as found:
+            *here, dead = by_lead(found)
+
+            async def dies() -> None:
+                dead.begin(others(dead, found))
+                event = await dead.averaging.run(dead.averaging.gather(True), 0)
+                assert isinstance(event, Rostered)
+                if at == "reduced":
+                    assert await dead.averaging.run(dead.averaging.reduce(event.roster), 0) == Reduced(0)
+                await dead.node.stop()
+
+            began = asyncio.get_running_loop().time()
+            *events, _ = await asyncio.gather(*(peer.round(others(peer, found)) for peer in here), dies())
+            assert asyncio.get_running_loop().time() - began < 4
+            if at == "gathered":
+                assert events == [Failed(0, "missing_part")] * 3
+                assert {peer.keeper.base.tip.height for peer in here} == {0}  # type: ignore[union-attr]
+            else:
+                agreed(here, events)
+
+    go(work)
+
+
+def test_one_that_cannot_be_dialled_reduces_nothing_and_is_in_the_mean(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with peers(tmp_path, 3, average_ms=6000) as found:
+            shy = found[1]
+
+            async def gather(_: bool, gather: Any = shy.averaging.gather) -> Event:
+                return await gather(False)  # type: ignore[no-any-return]
+
+            shy.averaging.gather = gather  # type: ignore[method-assign,assignment]
+            agreed(found, await together(found))
+            entry, _ = shy.keeper.store.load_entry(1, verify)  # type: ignore[misc]
+            assert shy.node.peer_id not in entry.roster.reducers
+            assert entry.vote.coverage_ppm == 1_000_000
+
+    go(work)
+
+
+@pytest.mark.parametrize(("garbage", "reason"), [(b"\xff", Reason.NOT_FINITE), (b"\x80", Reason.MALFORMED)])
+def test_a_hostile_offer_is_left_out(tmp_path: Path, garbage: bytes, reason: Reason) -> None:
+    async def work() -> None:
+        async with peers(tmp_path, 3, average_ms=6000) as found:
+            *honest, evil = found
+            perform = evil.reduction.perform
+
+            async def hostile(meeting: Meeting, offers: Sequence[bytes], *rest: Any) -> None:
+                await perform(meeting, [garbage * len(offer) for offer in offers], *rest)
+
+            evil.reduction.perform = hostile  # type: ignore[method-assign]
+            agreed(honest, (await together(found))[:2])
+            entry, _ = honest[0].keeper.store.load_entry(1, verify)  # type: ignore[misc]
+            assert entry.vote.coverage_ppm == 666_666
+            assert all(peer.refused() == {reason.value: 1} for peer in honest)
+
+    go(work)
+
+
+def test_an_offer_of_another_size_is_left_out(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with peers(tmp_path, 3, average_ms=5000) as found:
+            *honest, evil = found
+            perform = evil.reduction.perform
+
+            async def hostile(meeting: Meeting, offers: Sequence[bytes], *rest: Any) -> None:
+                await perform(meeting, [offer[:-1] if place % 2 else offer + b"x" for place, offer in enumerate(offers)], *rest)
+
+            evil.reduction.perform = hostile  # type: ignore[method-assign]
+            agreed(honest, (await together(found))[:2])
+            assert all(sum(peer.refused().values()) == 1 for peer in honest)
+
+    go(work)
+
+
+# Settling.
+
+
+async def gathered(found: Sequence[Peer]) -> Roster:
+    """All have the roster and their parts; nobody has voted."""
+
+    async def until_reduced(peer: Peer) -> Roster:
+        peer.begin(others(peer, found))
+        event = await peer.averaging.run(peer.averaging.gather(True), 0)
+        assert isinstance(event, Rostered), event
+        assert await peer.averaging.run(peer.averaging.reduce(event.roster), 0) == Reduced(0)
+        return event.roster
+
+    return (await asyncio.gather(*(until_reduced(peer) for peer in found)))[0]
+
+
+def _vote(peer: Peer, roster: Roster, parts: Sequence[str], **changed: object) -> dict[str, Any]:
+    body = Vote(
+        run=roster.run, round=0, fragment=0, roster=roster.digest, root=merkle(parts), coverage_ppm=1, before=roster.before,
+        after="ee" * 32, height=1, weight=3,
+    ).to_body() | changed  # fmt: skip
+    return {"vote": Signed.make("vote", body, peer.person.peer, peer.person.sign).to_json(), "parts": list(parts)}
+
+
+def test_one_who_votes_for_something_else_is_outvoted(tmp_path: Path) -> None:
+    """It says so twice, differently: that is counted; and to one who lacks parts, first: that one asks the others then."""
+
+    async def work() -> None:
+        async with peers(tmp_path, 4, average_ms=9000) as found:
+            liar, victim, *rest = by_lead(found)
+            roster = await gathered(found)
+            lie = [digest(bytes([part])) for part in range(4)]
+            meeting = victim.averaging.round.meeting  # type: ignore[union-attr]
+            kept = meeting.blobs.pop(3)  # type: ignore[union-attr]
+            for peer in (victim, *rest):
+                await liar.node.ask(peer.node.peer_id, "vote", _vote(liar, roster, lie))
+                await liar.node.ask(peer.node.peer_id, "vote", _vote(liar, roster, lie, height=2))
+            honest = [victim, *rest]
+            settled = await asyncio.gather(*(peer.averaging.run(peer.averaging.settle(), 0) for peer in honest))
+            events = await asyncio.gather(*(peer.averaging.run(peer.averaging.commit(), 0) for peer in honest if settled))
+            agreed(honest, events)
+            assert meeting.blobs[3] == kept  # type: ignore[union-attr]
+            assert all(peer.node.refusals["two_votes"] == 1 for peer in honest)
+            entry, _ = victim.keeper.store.load_entry(1, verify)  # type: ignore[misc]
+            assert liar.person.peer not in {vote.peer for vote in entry.votes}
+
+    go(work)
+
+
+def test_votes_of_others_and_of_nobody_are_refused(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with peers(tmp_path, 4, average_ms=20_000) as everybody:
+            *found, stranger = everybody
+            roster = await gathered(found)
+            one, two, _ = found
+            parts = [digest(bytes([part])) for part in range(3)]
+            target = two.node.peer_id
+            good = _vote(one, roster, parts)
+            for value, reason in (
+                (_vote(stranger, roster, parts), Reason.NOT_A_MEMBER),
+                ({**good, "parts": parts[:2]}, Reason.BAD_DIGEST),
+                ({**good, "parts": [*parts[:2], "x"]}, Reason.BAD_DIGEST),
+                ({**good, "parts": [parts[1], parts[0], parts[2]]}, Reason.BAD_DIGEST),
+                ({**good, "parts": [7, 8, 9]}, Reason.BAD_DIGEST),
+                ({**good, "vote": {**good["vote"], "signature": "00" * 64}}, Reason.BAD_SIGNATURE),
+                ({**good, "vote": {**good["vote"], "peer": two.person.peer}}, Reason.BAD_SIGNATURE),
+                (_vote(one, roster, parts, height=0), Reason.OUT_OF_RANGE),
+                ({"vote": good["vote"]}, Reason.MALFORMED),
+                ({**good, "more": 1}, Reason.UNKNOWN_FIELD),
+            ):
+                before = two.node.refusals[reason.value]
+                with pytest.raises(Refused) as refused:
+                    await one.node.ask(target, "vote", value)
+                assert refused.value.reason is reason, value
+                assert two.node.refusals[reason.value] == before + 1
+            for verb, head in (("reduce", {"roster": roster.digest}), ("part", {"roster": roster.digest, "part": 0})):
+                with pytest.raises(Refused) as refused:
+                    await stranger.node.ask(target, verb, head)
+                assert refused.value.reason is Reason.NOT_A_MEMBER
+            for part in (3, -1, 1 << 40):
+                with pytest.raises(Refused) as refused:
+                    await one.node.ask(target, "part", {"roster": roster.digest, "part": part})
+                assert refused.value.reason is Reason.STALE
+            settled = await asyncio.gather(*(peer.averaging.run(peer.averaging.settle(), 0) for peer in found))
+            agreed(found, await asyncio.gather(*(peer.averaging.run(peer.averaging.commit(), 0) for peer in found if settled)))
+
+    go(work)
+
+
+def test_a_poisoned_part_from_a_voter_is_refused(tmp_path: Path) -> None:
+    """Asked for a part, it sends something else: the digest that it voted for says so, and another voter is asked."""
+
+    async def work() -> None:
+        async with peers(tmp_path, 4, average_ms=9000) as found:
+            poisoner, victim, *rest = by_lead(found)
+            await gathered(found)
+            meeting = victim.averaging.round.meeting  # type: ignore[union-attr]
+            good = meeting.blobs.pop(2)  # type: ignore[union-attr]
+
+            async def poison() -> Event:
+                return await poisoner.averaging.run(poisoner.averaging.settle(), 0)
+
+            meetings = poisoner.averaging.round.meeting  # type: ignore[union-attr]
+            settle = asyncio.gather(*(peer.averaging.run(peer.averaging.settle(), 0) for peer in (victim, *rest)), poison())
+            assert await meetings.wait(lambda: poisoner.person.peer in meetings.ballots, asyncio.get_running_loop().time() + 5)  # type: ignore[union-attr]
+            meetings.blobs[2] = b"x" * len(good)  # type: ignore[union-attr]
+            await settle
+            events = await asyncio.gather(*(peer.averaging.run(peer.averaging.commit(), 0) for peer in (victim, *rest)))
+            agreed([victim, *rest], events)
+            assert meeting.blobs[2] == good  # type: ignore[union-attr]
+
+    go(work)
