@@ -116,7 +116,6 @@ def test_four_regions_then_a_fifth_a_kill_and_a_farewell(peers: list[Peer], tmp_
     assert all(len(digests) == 1 for digests in by_height.values()), by_height
     assert len({status["run"]["base_digest"] for status in final}) == 1
 
-    check_losses(rules, final, tmp_path)
     for peer in four:
         peer.client.ask("POST", "/v1/resume", {})
 
@@ -164,6 +163,7 @@ def test_four_regions_then_a_fifth_a_kill_and_a_farewell(peers: list[Peer], tmp_
     for peer in rest:
         assert peer.term() == 0
     assert all(peer.gone() for peer in peers)
+    check_losses(rules, final, tmp_path)
 
 
 def check_losses(rules: RunRules, final: list[dict[str, object]], tmp_path: Path) -> None:
