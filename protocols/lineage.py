@@ -142,7 +142,7 @@ class Snapshot:
     @classmethod
     def parse(cls, data: bytes, *, run: str, elements: int, fragments: int) -> "Snapshot":
         """Parse a manifest. Refused unless it is of this run and size, and its fragments have its base's digest."""
-        body: Json = loads(data, limits.FRAME_BYTES)
+        body: Json = loads(data, limits.MANIFEST_BYTES)
         take(body, {"run": str, "height": int, "weight": int, "base": str, "fragments": list, "elements": int, "pieces": list})
         pairs = [tuple(pair) if isinstance(pair, list) else () for pair in body["fragments"]]
         if body["run"] != run:

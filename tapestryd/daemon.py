@@ -195,10 +195,11 @@ class Daemon:
     async def export(self) -> Path:
         """The Shared Base as it is now, in Hugging Face layout."""
         session = self._member()
-        base, rules = session.keeper.base, session.rules
-        if rules is None or base.tip is None:
+        rules, copy = session.rules, await session.keeper.copy()
+        if rules is None or copy is None:
             raise LocalFault("There is no base yet; try again when `tapestry status` shows one.")
-        tip, theta = base.tip, base.theta.clone()
+        tip, theta = copy
+        layout = session.keeper.base.layout
         folder = self._state.path / "export"
         tokenizer = session.store.path / "tokenizer.json"
         card = _CARD.format(
@@ -209,7 +210,7 @@ class Daemon:
         def build() -> None:
             shutil.rmtree(folder, ignore_errors=True)
             model.export(
-                folder, config=rules.model.config, theta=theta, layout=base.layout,
+                folder, config=rules.model.config, theta=theta, layout=layout,
                 tokenizer=tokenizer if tokenizer.exists() else None, card=card,
             )  # fmt: skip
 

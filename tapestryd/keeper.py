@@ -8,6 +8,8 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
+from torch import Tensor
+
 from protocols.canonical import Verify
 from protocols.layout import Layout
 from protocols.lineage import Entry, Tip
@@ -40,6 +42,7 @@ class Keeper:
         self._on_replay = on_replay
         self._on_replace = on_replace
         self._writing: asyncio.Task[None] | None = None
+        self._moving = asyncio.Lock()
 
     async def open(self) -> Tip | None:
         """Load what the disk holds: the newest good snapshot and the log behind it. None: nothing yet."""
@@ -64,7 +67,8 @@ class Keeper:
     async def commit(self, entry: Entry, blobs: Sequence[bytes], step: Next) -> Tip:
         """Entry to disk, then base. Raises DiskFull with nothing changed."""
         await asyncio.to_thread(self.store.write_entry, entry, *blobs)
-        await asyncio.to_thread(self.base.put, step, entry.tip)
+        async with self._moving:
+            await asyncio.to_thread(self.base.put, step, entry.tip)
         await self._snapshot_if_due()
         return entry.tip
 
@@ -84,6 +88,11 @@ class Keeper:
                 raise Gone(f"the donors' log does not lead to the announced base at height {target.height}")
         assert self.base.tip is not None
         return self.base.tip
+
+    async def copy(self) -> tuple[Tip, Tensor] | None:
+        """The base of one moment: its tip and a copy of theta, (n,) float32; None without a base."""
+        async with self._moving:
+            return (self.base.tip, await asyncio.to_thread(self.base.theta.clone)) if self.base.tip else None
 
     async def stop(self) -> None:
         if self._writing:
@@ -149,7 +158,8 @@ class Keeper:
             if proof:
                 await asyncio.to_thread(self.store.write_entry, proof[0], *proof[1])
             await asyncio.to_thread(self.store.keep_download, snapshot, download)
-            await asyncio.to_thread(self.base.replace, snapshot, both, pairs)
+            async with self._moving:
+                await asyncio.to_thread(self.base.replace, snapshot, both, pairs)
             self._on_replace()
             return
         raise Gone(f"no snapshot: {why}")

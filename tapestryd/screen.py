@@ -120,7 +120,7 @@ def _heading(status: Doc, width: int, colour: bool) -> str:
     left = clean(f"tapestry {status['version']} · {who} · up {duration(status['uptime_s'])}")
     right = f"● {state}"
     room = width - len(right) - 1
-    left = _filled(_cut(left, room), room)
+    left = _filled(cut(left, room), room)
     if colour:
         well = state in ("training", "averaging")
         right = f"{_RED if status['health'] else _GREEN if well else _YELLOW}{right}{_RESET}"
@@ -190,7 +190,7 @@ def _peer_lines(found: Iterable[Doc], width: int) -> list[str]:
     cells = [
         (
             short(peer["peer_id"]),
-            _cut(clean(peer["name"]), 14) or "-",
+            cut(clean(peer["name"]), 14) or "-",
             peer["state"],
             str(peer["height"]),
             "same" if peer["same_base"] else "other",
@@ -206,39 +206,39 @@ def _peer_lines(found: Iterable[Doc], width: int) -> list[str]:
 
 def _table(cells: Sequence[Sequence[str]], width: int) -> list[str]:
     cells = [[clean(cell) for cell in line] for line in cells]
-    widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
+    widths = [max(map(columns, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(_filled(cell, room) for cell, room in zip(line, widths, strict=True)) for line in cells]
-    return [_cut(line.rstrip(), width) for line in lines]
+    return [cut(line.rstrip(), width) for line in lines]
 
 
 def _packed(parts: Iterable[str], width: int) -> list[str]:
     """Parts side by side, as many on a line as fit; a sentence longer than a line is broken between words."""
     lines: list[str] = []
     for part in filter(None, map(clean, parts)):
-        if lines and _width(lines[-1] + _GAP + part) <= width:
+        if lines and columns(lines[-1] + _GAP + part) <= width:
             lines[-1] += _GAP + part
             continue
         lines.append("")
         for word in part.split(" "):
-            if lines[-1] and _width(lines[-1] + " " + word) > width:
+            if lines[-1] and columns(lines[-1] + " " + word) > width:
                 lines.append("")
             lines[-1] += (" " if lines[-1] else "") + word
-    return [_cut(line, width) for line in lines]
+    return [cut(line, width) for line in lines]
 
 
-def _width(text: str) -> int:
+def columns(text: str) -> int:
     """Columns that a terminal gives to `text`."""
     return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
-def _cut(text: str, width: int) -> str:
+def cut(text: str, width: int) -> str:
     """`text` in at most `width` columns, with an ellipsis where something is missing."""
-    if _width(text) <= width:
+    if columns(text) <= width:
         return text
-    while text and _width(text) > width - 1:
+    while text and columns(text) > width - 1:
         text = text[:-1]
-    return text + "…"
+    return text + "…" if width > 0 else ""
 
 
 def _filled(text: str, width: int) -> str:
-    return text + " " * (width - _width(text))
+    return text + " " * (width - columns(text))

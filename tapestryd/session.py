@@ -12,42 +12,12 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any, assert_never
 
-from protocols import limits
+from protocols import limits, rounds
 from protocols.lineage import Entry, Tip
 from protocols.records import Presence
 from protocols.refusal import Refused
-from protocols.rounds import (
-    IN_ROUND,
-    Announce,
-    BaseLoaded,
-    CatchUp,
-    CatchUpFailed,
-    Commit,
-    Committed,
-    Discard,
-    Effect,
-    Event,
-    Failed,
-    Gather,
-    Hindered,
-    LeaveAsked,
-    Member,
-    PeersSeen,
-    Reduce,
-    Rest,
-    Settle,
-    State,
-    Stop,
-    Tick,
-    Train,
-    Trained,
-    TrainerDown,
-    TrainerUp,
-)  # fmt: skip
 from protocols.rules import Invite, RunRules
-from protocols.trainer import ALL_FRAGMENTS, Base, Delta
-from protocols.trainer import Stop as StopOrder
-from protocols.trainer import Train as TrainOrder
+from protocols.trainer import ALL_FRAGMENTS, Delta, Order, Stop, Train
 from tapestryd import __version__
 from tapestryd.averaging import Averaging
 from tapestryd.config import DaemonConfig
@@ -71,8 +41,8 @@ from tapestryd.swarm.streams import Gone
 log = logging.getLogger(__name__)
 
 _PRESENCES = {
-    State.SYNCING: "syncing", State.TRAINING: "training", State.PAUSED: "paused", State.LEFT: "left",
-    **dict.fromkeys(IN_ROUND, "averaging"),
+    rounds.State.SYNCING: "syncing", rounds.State.TRAINING: "training", rounds.State.PAUSED: "paused", rounds.State.LEFT: "left",
+    **dict.fromkeys(rounds.IN_ROUND, "averaging"),
 }  # fmt: skip
 
 
@@ -92,7 +62,7 @@ class Session:
         self.neighbours = Neighbours(node, store.run_id, verify)
         self.history = History(store, node.meter)
         self.addresses: list[str] = []
-        self.member: Member | None = None
+        self.member: rounds.Member | None = None
         self.supervisor: Supervisor | None = None
         self._fetcher = Fetcher(node, store.run_id, verify)
         self._keep_peers = keep_peers
@@ -125,7 +95,7 @@ class Session:
 
     async def _leave(self, stage_s: float) -> None:
         if self.member is not None:
-            self.feed(LeaveAsked())
+            self.feed(rounds.LeaveAsked())
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._left.wait(), stage_s)
         if self._timer:
@@ -179,10 +149,10 @@ class Session:
         )  # fmt: skip
         tip = await self.keeper.open()
         await self._furnish(rules)
-        self.member = Member(rules.schedule, rules.averaging.min_peers)
+        self.member = rounds.Member(rules.schedule, rules.averaging.min_peers)
         if tip:
             log.info("base height=%d digest=%s from disk", tip.height, tip.base[:12])
-            self.feed(BaseLoaded(tip))
+            self.feed(rounds.BaseLoaded(tip))
         if self.config.trainer.enabled:
             self.supervisor = Supervisor(
                 layout, self.config.trainer.config, self.store.path, self._trainer_ready, self._trainer_reports, self._down
@@ -216,8 +186,8 @@ class Session:
                     await self._publish()
             except Gone as gone:
                 log.warning("%s", gone)
-            self.feed(Hindered(tuple(self._hindrances())))
-            self.feed(PeersSeen(self.neighbours.seen()))
+            self.feed(rounds.Hindered(tuple(self._hindrances())))
+            self.feed(rounds.PeersSeen(self.neighbours.seen()))
             if time.monotonic() - self._kept > 60 and self.neighbours.count():
                 self._kept = time.monotonic()
                 self.addresses = await self.node.addresses()
@@ -247,7 +217,7 @@ class Session:
 
     # Events in, effects out.
 
-    def feed(self, event: Event) -> None:
+    def feed(self, event: rounds.Event) -> None:
         member = self.member
         assert member is not None
         was = member.state
@@ -258,42 +228,42 @@ class Session:
             log.info("round=%d %s→%s%s", member.round, was.value, member.state.value, why)
         for effect in effects:
             self._perform(effect)
-        if member.state is State.LEFT:
+        if member.state is rounds.State.LEFT:
             self._left.set()
         if self._timer:
             self._timer.cancel()
         wake = member.wake_ms
         if wake is not None and not self._left.is_set():
-            self._timer = asyncio.get_running_loop().call_later(max(0.001, (wake - now_ms()) / 1000), self.feed, Tick())
+            self._timer = asyncio.get_running_loop().call_later(max(0.001, (wake - now_ms()) / 1000), self.feed, rounds.Tick())
 
-    def _perform(self, effect: Effect) -> None:
+    def _perform(self, effect: rounds.Effect) -> None:
         assert self.rules is not None
         member = self.member
         assert member is not None
         match effect:
-            case Train(round):
-                self._order(TrainOrder(round, self.keeper.base.tip.height if self.keeper.base.tip else 0))
-            case Stop(round):
+            case rounds.Train(round):
+                self._order(Train(round, self.keeper.base.tip.height if self.keeper.base.tip else 0))
+            case rounds.Stop(round):
                 self.history.begin()
                 self._trained = None
-                self._order(StopOrder(round, round % self.keeper.base.layout.fragments))
-            case Rest():
-                self._order(StopOrder(0, 0))
-            case Gather(round):
+                self._order(Stop(round, round % self.keeper.base.layout.fragments))
+            case rounds.Rest():
+                self._order(Stop(0, 0))
+            case rounds.Gather(round):
                 self._stage_is(round, self.averaging.gather(bool(self.addresses)))
-            case Reduce(roster):
+            case rounds.Reduce(roster):
                 self._stage_is(roster.round, self.averaging.reduce(roster))
-            case Settle(round):
+            case rounds.Settle(round):
                 self._stage_is(round, self.averaging.settle())
-            case Commit(round):
+            case rounds.Commit(round):
                 self._stage_is(round, self.averaging.commit())
-            case Discard(round, reason):
+            case rounds.Discard(round, reason):
                 if self._stage:
                     self._stage.cancel()
                 self._over(round, reason)
-            case CatchUp(tip, donors):
+            case rounds.CatchUp(tip, donors):
                 self._spawn(self._catch_up(tip, donors))
-            case Announce():
+            case rounds.Announce():
                 self._spawn(self._announce())
             case _:
                 assert_never(effect)
@@ -302,7 +272,7 @@ class Session:
         with suppress(Gone):
             await self._publish()
 
-    def _order(self, order: Base | TrainOrder | StopOrder) -> None:
+    def _order(self, order: Order) -> None:
         if self.supervisor is not None:
             self.supervisor.send(order)
 
@@ -316,11 +286,11 @@ class Session:
         if self.supervisor is not None and await self.supervisor.offer(self.keeper.base, fragment, keep=keep):
             assert self.member is not None
             if not self.member.trainer and fragment == ALL_FRAGMENTS:
-                self.feed(TrainerUp())
+                self.feed(rounds.TrainerUp())
 
     def _trainer_reports(self, report: Delta) -> None:
         member = self.member
-        if member is not None and member.state is State.STOPPING and report.round == member.round:
+        if member is not None and member.state is rounds.State.STOPPING and report.round == member.round:
             self._spawn(self._take(report))
 
     async def _take(self, report: Delta) -> None:
@@ -329,24 +299,24 @@ class Session:
         if self.supervisor is None or base.tip is None or report.fragment != report.round % base.layout.fragments:
             return
         delta = await self.supervisor.take(base.slice(report.fragment))
-        if member.state is not State.STOPPING or report.round != member.round:
+        if member.state is not rounds.State.STOPPING or report.round != member.round:
             return
         self._trained = report
         if delta is None:
-            self.feed(Failed(report.round, "not_finite"))
+            self.feed(rounds.Failed(report.round, "not_finite"))
             return
         self.averaging.begin(report.round, delta, self.neighbours.on_base(base.tip))
-        self.feed(Trained(report.round))
+        self.feed(rounds.Trained(report.round))
 
     def _down(self) -> None:
-        self.feed(TrainerDown())
+        self.feed(rounds.TrainerDown())
 
     # Rounds.
 
-    def _stage_is(self, round: int, work: Coroutine[Any, Any, Event]) -> None:
+    def _stage_is(self, round: int, work: Coroutine[Any, Any, rounds.Event]) -> None:
         async def run() -> None:
             event = await self.averaging.run(work, round)
-            if isinstance(event, Committed):
+            if isinstance(event, rounds.Committed):
                 await self._offer(round % self.keeper.base.layout.fragments, keep=False)
                 self._over(round, "")
             self.feed(event)
@@ -381,12 +351,12 @@ class Session:
             trouble = ""
         reached = self.keeper.base.tip
         if reached is None or (trouble and reached == before):
-            self.feed(CatchUpFailed(trouble))
+            self.feed(rounds.CatchUpFailed(trouble))
             return
         if reached != before:
             log.info("caught up to height=%d digest=%s", reached.height, reached.base[:12])
             await self._offer(ALL_FRAGMENTS, keep=True)
-        self.feed(BaseLoaded(reached))
+        self.feed(rounds.BaseLoaded(reached))
 
     # What others see.
 

@@ -156,7 +156,7 @@ def test_the_screen_fits(width: int, rows: int) -> None:
     progress, _ = ran(3, 6)
     lines = render(progress, width, rows).splitlines()
     assert len(lines) <= rows
-    assert all(view._width(line) <= width for line in lines)
+    assert all(view.columns(line) <= width for line in lines)
 
 
 def test_a_fault_shows_and_cannot_steer_the_terminal() -> None:

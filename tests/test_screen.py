@@ -141,7 +141,7 @@ def test_the_screen(state: str) -> None:
 @pytest.mark.parametrize("state", GOLDEN)
 def test_no_line_is_wider_than_the_terminal(state: str, width: int) -> None:
     for line in screen.render(document(GOLDEN[state][0]), width=width, colour=False).splitlines():
-        assert screen._width(line) <= width
+        assert screen.columns(line) <= width
 
 
 @pytest.mark.parametrize("state", GOLDEN)

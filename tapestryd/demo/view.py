@@ -3,13 +3,12 @@
 Names come from folders and reasons from daemons, so nothing unprintable reaches the terminal.
 """
 
-import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tapestryd.demo import report
 from tapestryd.demo.progress import Event, Peer, Progress, Round
-from tapestryd.screen import clean, duration, number, size
+from tapestryd.screen import clean, columns, cut, duration, number, size
 
 _BOLD, _RESET = "\x1b[1m", "\x1b[0m"
 _RED, _GREEN, _YELLOW = "\x1b[31m", "\x1b[32m", "\x1b[33m"
@@ -23,14 +22,14 @@ def render(progress: Progress, *, where: str, doing: str, width: int, rows: int,
     heading = f"tapestryd demo · {len(peers)} peers on this machine · {duration(progress.now_s)}"
     lines = [_heading(heading, doing, width, _colour_of(progress) if colour else "")]
     for label, text in (("Run", _run(progress)), ("Base", _base(progress)), ("Learned", _learned(progress)), ("Files", where)):
-        line = _cut(clean(label.ljust(_LABEL) + text), width)
+        line = cut(clean(label.ljust(_LABEL) + text), width)
         lines.append(f"{_BOLD}{line[:_LABEL]}{_RESET}{line[_LABEL:]}" if colour else line)
     lines += ["", *_table(("PEER", "STATE", "LOSS", "TOK/S", "STEPS", "SENT", "SHARED BASE, HELD-OUT LOSS"), map(_peer, peers), width)]
     told = [progress.rounds[at] for at in sorted(progress.rounds) if progress.rounds[at].told]
     room = rows - len(lines) - 3
     if told and room > 0:
         lines += ["", *_table(("ROUND", "RESULT", "HEIGHT", "BYTES", "BASE", "TOOK PART"), map(_round, told[-room:]), width)]
-    lines += [_cut(clean(f"{peer.name}: {sentence}"), width) for peer in peers for sentence in peer.health]
+    lines += [cut(clean(f"{peer.name}: {sentence}"), width) for peer in peers for sentence in peer.health]
     return "\n".join(line.rstrip() for line in lines[:rows]) + "\n"
 
 
@@ -132,29 +131,15 @@ def _colour_of(progress: Progress) -> str:
 
 
 def _heading(left: str, doing: str, width: int, colour: str) -> str:
-    right = _cut(f"● {doing}", width)
-    room = max(0, width - _width(right) - 1)
-    left = _cut(left, room)
-    gap = " " * (width - _width(left) - _width(right))
+    right = cut(f"● {doing}", width)
+    room = max(0, width - columns(right) - 1)
+    left = cut(left, room)
+    gap = " " * (width - columns(left) - columns(right))
     return f"{left}{gap}{colour}{right}{_RESET if colour else ''}"
 
 
 def _table(head: Sequence[str], found: Iterable[Sequence[str]], width: int) -> list[str]:
     cells = [[clean(cell) for cell in line] for line in [head, *found]]
-    widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
-    rows = ["  ".join(cell + " " * (room - _width(cell)) for cell, room in zip(line, widths, strict=True)) for line in cells]
-    return [_cut(row.rstrip(), width) for row in rows]
-
-
-def _width(text: str) -> int:
-    """Columns that a terminal gives to `text`."""
-    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
-
-
-def _cut(text: str, width: int) -> str:
-    """`text` in at most `width` columns, with an ellipsis where something is missing."""
-    if _width(text) <= width:
-        return text
-    while text and _width(text) > width - 1:
-        text = text[:-1]
-    return text + "…" if width > 0 else ""
+    widths = [max(map(columns, column)) for column in zip(*cells, strict=True)]
+    rows = ["  ".join(cell + " " * (room - columns(cell)) for cell, room in zip(line, widths, strict=True)) for line in cells]
+    return [cut(row.rstrip(), width) for row in rows]

@@ -128,7 +128,7 @@ class Fetcher:
         """A manifest whose base is genesis, or what a certified log entry leads to; and that entry."""
 
         async def ask(donor: str) -> tuple[Snapshot, Whole | None]:
-            _, body = await self._node.ask(donor, "snapshots", {"base": ""}, body_bytes=limits.FRAME_BYTES)
+            _, body = await self._node.ask(donor, "snapshots", {"base": ""}, body_bytes=limits.MANIFEST_BYTES)
             found = Snapshot.parse(bytes(body), run=self._run, elements=elements, fragments=fragments)
             if found.tip.height == 0:
                 if found.tip != Tip(0, 0, genesis):
