@@ -93,20 +93,22 @@ class Gathering:
         leaders = order(self._run, round, [me, *others])[:ATTEMPTS]
         key = (round, before)
         why = "nobody to call"
-        for leader, window in zip(leaders, windows_s, strict=False):
-            closes = start + window
-            try:
-                if leader == me:
-                    return await self._lead(key, fragment, others, reducer, closes)
-                margin = windows_s[0] / 2  # whoever is in a roster and gives it up costs everybody the round
-                roster = await self._call(leader, key, fragment, reducer, closes + margin)
-                self._close(key, {"refused": Reason.OTHER_ROSTER.value, "detail": f"{leader[-6:]} leads"})
-                return roster
-            except (Gone, Refused) as error:
-                why = str(error)
-                log.info("round=%d leader=%s gives no roster: %s", round, leader[-6:], error)
-        self._close(key, {"refused": Reason.OTHER_ROUND.value, "detail": "no roster here either"})
-        raise Gone(why)
+        margin = windows_s[0] / 2  # whoever is in a roster and gives it up costs everybody the round
+        try:
+            for leader, window in zip(leaders, windows_s, strict=False):
+                closes = start + window
+                try:
+                    if leader == me:
+                        return await self._lead(key, fragment, others, reducer, closes)
+                    roster = await self._call(leader, key, fragment, reducer, closes + margin)
+                    self._close(key, {"refused": Reason.OTHER_ROSTER.value, "detail": f"{leader[-6:]} leads"})
+                    return roster
+                except (Gone, Refused) as error:
+                    why = str(error)
+                    log.info("round=%d leader=%s gives no roster: %s", round, leader[-6:], error)
+            raise Gone(why)
+        finally:  # also when the round is dropped under us: whoever called must not wait here, nor keep a place
+            self._close(key, {"refused": Reason.OTHER_ROUND.value, "detail": "no roster here either"})
 
     async def _lead(self, key: tuple[int, str], fragment: int, others: Sequence[str], reducer: bool, closes: float) -> Roster:
         """Wait until all `others` have called or the window is over."""
