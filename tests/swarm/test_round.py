@@ -89,6 +89,25 @@ def test_one_member_silent_at_the_call_the_others_go_on(tmp_path: Path) -> None:
     go(work)
 
 
+def test_a_gathering_dropped_while_it_leads_keeps_nothing(tmp_path: Path) -> None:
+    """Paused in the middle of leading, often: no call is held for good, and the next round gathers as ever."""
+
+    async def work() -> None:
+        async with peers(tmp_path, 2, average_ms=5000) as found:
+            leader, other = by_lead(found)
+            before = leader.keeper.base.tip.base  # type: ignore[union-attr]
+            for _ in range(5):
+                leading = asyncio.create_task(leader.gathering.perform(0, 0, before, others(leader, found), True, [30.0, 60.0]))
+                await asyncio.sleep(0)
+                leading.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await leading
+            assert leader.gathering._parked == {}
+            agreed([leader, other], await together([leader, other], found))
+
+    go(work)
+
+
 def test_the_first_leader_dead_the_second_leads(tmp_path: Path) -> None:
     async def work() -> None:
         async with peers(tmp_path, 4, average_ms=5000) as found:
