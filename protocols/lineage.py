@@ -15,6 +15,7 @@ from protocols import limits
 from protocols.canonical import Json, Signed, Verify, digest, dumps, is_digest, loads, take
 from protocols.grouping import Roster
 from protocols.refusal import Reason, Refused
+from protocols.rules import Averaging
 from protocols.settling import Vote, merkle, quorum
 
 Pair = tuple[str, str]
@@ -114,6 +115,26 @@ class Entry:
         if at != len(data):
             raise Refused(Reason.MALFORMED, f"bytes behind entry {entry.vote.height}")
         return entry, parts
+
+
+def follow(tip: Tip, entry: Entry, rules: Averaging, *, last_round: int) -> None:
+    """Refused unless `entry` goes on from `tip` as the rules allow. `last_round`: of the entry that led to `tip`; -1 if that is
+    genesis, or not known. What is left to check is arithmetic: that its parts have this coverage and lead to `after`."""
+    vote, members = entry.vote, len(entry.roster.members)
+    if vote.height != tip.height + 1:
+        raise Refused(Reason.OTHER_ROUND, f"an entry of height {vote.height} behind height {tip.height}")
+    if vote.before != tip.base:
+        raise Refused(Reason.OTHER_BASE, f"entry {vote.height} starts from base {vote.before[:12]}, not from {tip.base[:12]}")
+    if vote.round <= last_round:
+        raise Refused(Reason.OTHER_ROUND, f"entry {vote.height} is of round {vote.round}, the one before it of round {last_round}")
+    if vote.fragment != vote.round % rules.fragments:
+        raise Refused(Reason.OTHER_ROUND, f"entry {vote.height} is of fragment {vote.fragment} in round {vote.round}")
+    if vote.weight != tip.weight + members:
+        raise Refused(Reason.OUT_OF_RANGE, f"entry {vote.height} claims weight {vote.weight} for {tip.weight} and {members} members")
+    if members < rules.min_peers:
+        raise Refused(Reason.NO_QUORUM, f"entry {vote.height} is of a roster of {members}, the rules ask for {rules.min_peers}")
+    if vote.coverage_ppm < float(rules.coverage) * 1_000_000:
+        raise Refused(Reason.OUT_OF_RANGE, f"entry {vote.height} covers {vote.coverage_ppm / 1e6:.2f}, the rules ask for {rules.coverage}")
 
 
 @dataclass(frozen=True, slots=True)

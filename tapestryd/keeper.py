@@ -13,11 +13,11 @@ from torch import Tensor
 from protocols.canonical import Verify
 from protocols.layout import Layout
 from protocols.lineage import Entry, Tip
-from protocols.refusal import Reason, Refused
+from protocols.refusal import Refused
 from protocols.rules import RunRules
 from tapestryd.base import Next, SharedBase, describe
-from tapestryd.exchange import assemble
 from tapestryd.host.store import RunStore
+from tapestryd.replay import replay
 from tapestryd.swarm.lineage import Fetcher
 from tapestryd.swarm.streams import Gone
 
@@ -43,6 +43,8 @@ class Keeper:
         self._on_replace = on_replace
         self._writing: asyncio.Task[None] | None = None
         self._moving = asyncio.Lock()
+        self._round = -1
+        """Of the entry that led to the tip; -1: the tip is genesis, or that entry is not here."""
 
     async def open(self) -> Tip | None:
         """Load what the disk holds: the newest good snapshot and the log behind it. None: nothing yet."""
@@ -52,6 +54,9 @@ class Keeper:
                 break
             except Refused as refused:
                 self.store.set_snapshot_aside(snapshot, str(refused))
+        if self.base.tip is not None:
+            proof = await asyncio.to_thread(self.store.load_entry, self.base.tip.height, self._verify)
+            self._round = proof[0].vote.round if proof and proof[0].tip == self.base.tip else -1
         while self.base.tip is not None:
             loaded = await asyncio.to_thread(self.store.load_entry, self.base.tip.height + 1, self._verify)
             if loaded is None or loaded[0].vote.before != self.base.tip.base:
@@ -62,6 +67,7 @@ class Keeper:
                 self.store.set_entry_aside(loaded[0].vote.height, str(refused))
                 break
             await asyncio.to_thread(self.base.put, step, loaded[0].tip)
+            self._round = loaded[0].vote.round
         return self.base.tip
 
     async def commit(self, entry: Entry, blobs: Sequence[bytes], step: Next) -> Tip:
@@ -69,6 +75,7 @@ class Keeper:
         await asyncio.to_thread(self.store.write_entry, entry, *blobs)
         async with self._moving:
             await asyncio.to_thread(self.base.put, step, entry.tip)
+            self._round = entry.vote.round
         await self._snapshot_if_due()
         return entry.tip
 
@@ -118,23 +125,7 @@ class Keeper:
         return self.base.tip is not None and self.base.tip.base == target.base
 
     async def _follow(self, entry: Entry, parts: list[bytes]) -> Next:
-        """The step that an entry on our tip makes. Refused if it does not lead where its certificate says."""
-        tip = self.base.tip
-        assert tip is not None
-        vote = entry.vote
-        if vote.fragment != vote.round % self.base.layout.fragments or vote.height != tip.height + 1:
-            raise Refused(Reason.OTHER_ROUND, f"entry {vote.height} is of fragment {vote.fragment}")
-        if vote.weight != tip.weight + len(entry.roster.members):
-            raise Refused(Reason.OUT_OF_RANGE, f"entry {vote.height} claims weight {vote.weight}")
-        if len(entry.roster.members) < self.rules.averaging.min_peers:
-            raise Refused(Reason.NO_QUORUM, f"entry {vote.height} is of a roster of {len(entry.roster.members)}")
-        mean, coverage = await asyncio.to_thread(assemble, self.rules, entry.roster, parts)
-        if coverage != vote.coverage_ppm:
-            raise Refused(Reason.OUT_OF_RANGE, f"entry {vote.height} claims coverage {vote.coverage_ppm / 1e6}")
-        step = await asyncio.to_thread(self.base.next, vote.fragment, mean)
-        if step.base != vote.after:
-            raise Refused(Reason.BAD_DIGEST, f"entry {vote.height} leads to {step.base[:12]} here, to {vote.after[:12]} for its voters")
-        return step
+        return await asyncio.to_thread(replay, self.base, entry, parts, last_round=self._round)
 
     async def _fetch_snapshot(self, donors: Sequence[str], beyond: Tip | None) -> None:
         """Replace base and files by a donor's newest snapshot; it must be better than `beyond`, if there is such. One donor's
@@ -160,6 +151,7 @@ class Keeper:
             await asyncio.to_thread(self.store.keep_download, snapshot, download)
             async with self._moving:
                 await asyncio.to_thread(self.base.replace, snapshot, both, pairs)
+                self._round = proof[0].vote.round if proof else -1
             self._on_replace()
             return
         raise Gone(f"no snapshot: {why}")

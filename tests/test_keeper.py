@@ -154,7 +154,7 @@ def test_a_start_begins_at_the_newest_good_snapshot(tmp_path: Path) -> None:
                 load(store, height, check),
             )[1]  # type: ignore[method-assign]
             assert await other.open() == line.base.tip
-            assert seen[0] == begins + 1
+            assert seen[:2] == [begins, begins + 1]  # the first for its round, and then the log behind it
             assert same(other, line)
 
     go(work)
@@ -217,10 +217,11 @@ def test_a_full_disk_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
 # What is on disk but must not be followed.
 
 
-@pytest.mark.parametrize("wrong", ["after", "weight", "fragment", "height"])
+@pytest.mark.parametrize("wrong", ["after", "weight", "fragment", "height", "round"])
 def test_a_certificate_that_does_not_lead_where_it_says_is_refused(tmp_path: Path, wrong: str) -> None:
     """Signed by everybody, and yet: what we compute is what counts."""
-    line = grown(1)
+    line = Line.begin()
+    line.grow(round=2 if wrong == "round" else 0)
     round = 2 if wrong == "fragment" else 1
     of = roster(PEOPLE[:3], round=round, fragment=1, before=line.base.tip.base, run=line.rules.run_id)  # type: ignore[union-attr]
     told = line.fork()

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 import protocols
 from protocols import limits
 from protocols.canonical import Signed, digest, dumps, loads
-from protocols.lineage import MAGIC, Entry, Snapshot, Tip, base_digest, piece_count
+from protocols.lineage import MAGIC, Entry, Snapshot, Tip, base_digest, follow, piece_count
 from protocols.refusal import Reason, Refused
-from tests.people import CAST, RUN, certified, roster, verify, vote
+from tests.people import CAST, RULES, RUN, certified, roster, verify, vote
 
 VECTOR = json.loads((Path(protocols.__file__).parent / "vectors" / "entry.json").read_text())
 PARTS = [bytes([i]) * (40 + i) for i in range(3)]
@@ -258,3 +258,42 @@ def test_a_manifest_for_another_model_is_refused() -> None:
 def test_a_base_is_its_fragments_in_order() -> None:
     assert base_digest(PAIRS) == digest(dumps([list(pair) for pair in PAIRS]))
     assert len({base_digest(PAIRS), base_digest(PAIRS[::-1]), base_digest(PAIRS[:1]), base_digest([(b, a) for a, b in PAIRS])}) == 4
+
+
+BEFORE = Tip(2, 5, ROSTER.before)
+
+
+def test_what_follows() -> None:
+    follow(BEFORE, ENTRY, RULES.averaging, last_round=6)
+    follow(BEFORE, ENTRY, RULES.averaging, last_round=-1)
+
+
+@pytest.mark.parametrize(
+    ("tip", "on", "last_round", "reason"),
+    [
+        (replace(BEFORE, height=1), {}, 6, Reason.OTHER_ROUND),
+        (replace(BEFORE, height=3), {}, 6, Reason.OTHER_ROUND),
+        (replace(BEFORE, base="00" * 32), {}, 6, Reason.OTHER_BASE),
+        (BEFORE, {}, 7, Reason.OTHER_ROUND),
+        (BEFORE, {}, 8, Reason.OTHER_ROUND),
+        (BEFORE, {"fragments": 5}, 6, Reason.OTHER_ROUND),
+        (replace(BEFORE, weight=4), {}, 6, Reason.OUT_OF_RANGE),
+        (BEFORE, {"min_peers": 5}, 6, Reason.NO_QUORUM),
+    ],
+)
+def test_what_does_not_follow(tip: Tip, on: dict[str, int], last_round: int, reason: Reason) -> None:
+    with pytest.raises(Refused) as refused:
+        follow(tip, ENTRY, replace(RULES.averaging, **on), last_round=last_round)
+    assert refused.value.reason is reason
+
+
+def test_too_little_coverage_does_not_follow() -> None:
+    """However many signed it: the members of a run promised one another a share."""
+    for ppm, good in ((499_999, False), (500_000, True)):
+        entry = certified(ROSTER, PARTS, VOTERS, vote(ROSTER, PARTS, coverage_ppm=ppm))
+        if good:
+            follow(BEFORE, entry, RULES.averaging, last_round=6)
+            continue
+        with pytest.raises(Refused) as refused:
+            follow(BEFORE, entry, RULES.averaging, last_round=6)
+        assert refused.value.reason is Reason.OUT_OF_RANGE
