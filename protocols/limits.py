@@ -31,6 +31,18 @@ INTEGER = 1 << 53
 ROSTER_MEMBERS = 256
 """Members of one roster. Larger runs average in several rosters a round. (treaty)"""
 
+MEMBERS = 256
+"""Members in the rules of a run in roster mode. (treaty)"""
+
+MEMBER_NODES = 64
+"""Nodes that share one Member's voice. (treaty)"""
+
+DELEGATIONS_BYTES = 64 * KIB
+"""A Member's file for its nodes; 64 delegations take about 27 KiB."""
+
+EPOCHS_BYTES = 32 * KIB
+"""The greatest epoch of each Member, as a node keeps it; 256 take about 18 KiB."""
+
 ADDRESSES = 8
 """Multiaddrs in one presence, and peers in one invite."""
 

@@ -22,6 +22,9 @@ class Reason(Enum):
     NOT_FINITE = "not_finite"
     NOT_A_MEMBER = "not_a_member"
     NO_QUORUM = "no_quorum"
+    NOT_DELEGATED = "not_delegated"
+    EXPIRED = "expired"
+    REVOKED = "revoked"
 
 
 class Refused(Exception):

@@ -11,12 +11,13 @@ from protocols.canonical import Signed, digest
 from protocols.grouping import Roster, order
 from protocols.identity import peer_id
 from protocols.lineage import Entry
+from protocols.membership import Delegation
 from protocols.rules import Averaging, Codec, Inner, Model, Outer, RunRules, Tokenizer
 from protocols.schedule import Schedule
 from protocols.settling import Vote, merkle
 from tapestryd.host.keys import verify
 
-__all__ = ["CAST", "RULES", "RUN", "Person", "certified", "roster", "rules", "verify", "vote"]
+__all__ = ["CAST", "MEMBERS", "RULES", "RUN", "Person", "certified", "delegations", "roster", "rules", "verify", "vote"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,9 @@ class Person:
 CAST = {person.peer: person for person in map(Person, ["ada", "bo", "cyd", "dee", "eve", "fay"])}
 """By peer id."""
 
+MEMBERS = tuple(sorted(map(Person, ["north", "south", "east"]), key=lambda person: person.peer))
+"""Members of runs in roster mode, as the rules list them: `name` is an organisation's, `peer` its id."""
+
 RULES = RunRules(
     treaty=TREATY, name="test", membership="open",
     model=Model('{"model_type":"none"}', ("first.weight 8x64", "first.bias 64", "second.weight 64x5", "second.bias 5"), "00" * 32),
@@ -56,6 +60,15 @@ RUN = RULES.run_id
 
 def rules(fragments: int = 2, bits: int = 8, **averaging: object) -> RunRules:
     return replace(RULES, codec=Codec(bits, bits, 64), averaging=replace(RULES.averaging, fragments=fragments, **averaging))
+
+
+def delegations(
+    member: Person, nodes: Sequence[Person], *, run: str = RUN, epoch: int = 1, not_after_ms: int = 1 << 52
+) -> list[Delegation]:
+    """What `member` hands to its nodes."""
+    return Delegation.make(
+        member.sign, run=run, member=member.peer, nodes=[node.peer for node in nodes], epoch=epoch, not_after_ms=not_after_ms
+    )
 
 
 def roster(
