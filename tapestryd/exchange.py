@@ -28,7 +28,7 @@ class Exchange:
         self.owed = owed
         self.slices = parts(owed.numel(), len(roster.reducers), rules.codec.block)
         self._place = roster.members.index(me)
-        self._weights = weights(rules.averaging.weighting, roster.members)
+        self._weights = weights(roster.members)
 
     def offers(self) -> list[bytes]:
         """Our encoded delta, a part a reducer."""
@@ -44,7 +44,8 @@ class Exchange:
             except Refused as fault:
                 refused.append((place, fault))
         rows = torch.stack(list(taken.values()))
-        mean = aggregate.mean(rows, torch.tensor([self._weights[place] for place in taken]))
+        counted = torch.tensor([self._weights[place] for place in taken], dtype=torch.float64)
+        mean = aggregate.aggregate(self.rules.averaging.aggregation, rows, counted, torch.ones_like(counted))
         return bitmap(taken) + codec.encode(mean, self.rules.codec.down, self.rules.codec.block), refused
 
     def mean(self, blobs: Sequence[bytes]) -> tuple[Tensor, int]:
