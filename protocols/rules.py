@@ -19,6 +19,7 @@ from protocols.identity import public_key
 from protocols.layout import Layout, parse_tensor
 from protocols.refusal import Reason, Refused
 from protocols.schedule import Schedule
+from protocols.weighting import AGGREGATIONS, WEIGHTINGS
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ class Outer:
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """Bits per element: 8 (block-wise absmax) or 32 (float32). `up`: delta to its reducer; `down`: mean to everybody.
+    """Bits per element: 4 or 8 (block-wise absmax) or 32 (float32). `up`: delta to its reducer; `down`: mean to everybody.
     `block`: elements per scale; smaller is closer and dearer (32 / block bits an element)."""
 
     up: int
@@ -82,7 +83,9 @@ class Codec:
 
 @dataclass(frozen=True, slots=True)
 class Averaging:
-    """`fragments`: the vector is averaged one fragment a round. `aggregation`: mean. `weighting`: uniform.
+    """`fragments`: the vector is averaged one fragment a round. `aggregation`: clipped (every delta at most as long as
+    the median one, then their mean), mean, trimmed or median. `weighting`: uniform, or steps (each delta first scaled to
+    the same number of local steps). What each costs is in aggregation.md.
 
     `min_peers`: no round is begun with fewer. `coverage`: least share of (member, element) pairs in a mean for it to count.
     """
@@ -174,6 +177,9 @@ class RunRules:
         def whole(key: str, value: int, low: int, high: int) -> None:
             need(low <= value <= high, key, value, f"must be from {low} to {high}")
 
+        def one_of(key: str, value: str, names: tuple[str, ...]) -> None:
+            need(value in names, key, value, f"must be one of {', '.join(names)}")
+
         need(self.treaty == TREATY, "treaty", self.treaty, f"this version speaks treaty {TREATY}")
         need(0 < len(self.name) <= limits.NAME_CHARS and self.name.isprintable(), "name", self.name, "must be 1 to 64 printable characters")
         need(self.membership == "open", "membership", self.membership, 'must be "open"')
@@ -200,11 +206,11 @@ class RunRules:
         whole("inner.decay_rounds", self.inner.decay_rounds, 1, 1 << 40)
         decimal("outer.lr", self.outer.lr, "0", "10")
         decimal("outer.momentum", self.outer.momentum, "0", "0.9999")
-        need(self.codec.up in (8, 32), "codec.up", self.codec.up, "must be 8 or 32")
-        need(self.codec.down in (8, 32), "codec.down", self.codec.down, "must be 8 or 32")
+        need(self.codec.up in (4, 8, 32), "codec.up", self.codec.up, "must be 4, 8 or 32")
+        need(self.codec.down in (4, 8, 32), "codec.down", self.codec.down, "must be 4, 8 or 32")
         need(self.codec.block in (64, 128, 256, 512, 1024), "codec.block", self.codec.block, "must be 64, 128, 256, 512 or 1024")
-        need(self.averaging.aggregation == "mean", "averaging.aggregation", self.averaging.aggregation, 'must be "mean"')
-        need(self.averaging.weighting == "uniform", "averaging.weighting", self.averaging.weighting, 'must be "uniform"')
+        one_of("averaging.aggregation", self.averaging.aggregation, AGGREGATIONS)
+        one_of("averaging.weighting", self.averaging.weighting, WEIGHTINGS)
         whole("averaging.min_peers", self.averaging.min_peers, 2, limits.ROSTER_MEMBERS)
         decimal("averaging.coverage", self.averaging.coverage, "0", "1")
         try:

@@ -17,6 +17,7 @@ from protocols.lineage import Snapshot, Tip, base_digest
 from protocols.refusal import Refused
 from protocols.rules import Averaging, Codec, Inner, Model, Outer, RunRules, Tokenizer
 from protocols.schedule import Schedule
+from protocols.weighting import AGGREGATIONS, WEIGHTINGS
 from tapestryd.errors import ConfigFault, LocalFault
 from tapestryd.host.clock import now_ms
 from tapestryd.host.store import StateDir, write
@@ -42,6 +43,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--fragments", type=int, default=4, help="the vector is averaged one fragment a round (default 4)")
     p.add_argument("--min-peers", type=int, default=2)
     p.add_argument("--coverage", default="0.5", help="least share of contributions in a mean (default 0.5)")
+    p.add_argument(
+        "--aggregation",
+        default="clipped",
+        choices=AGGREGATIONS,
+        help="how deltas become one (default clipped: none longer than the median)",
+    )
+    p.add_argument("--weighting", default="uniform", choices=WEIGHTINGS, help="uniform, or steps: deltas scaled to as many local steps")
     p.add_argument("--optimizer", default="adamw8bit", choices=["adamw8bit", "adamw"])
     p.add_argument("--lr", default="0.0004", help="peak rate of the local optimizer")
     p.add_argument("--weight-decay", default="0.1")
@@ -53,8 +61,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--final-ratio", default="0.1")
     p.add_argument("--outer-lr", default="1.0")
     p.add_argument("--outer-momentum", default="0.5")
-    p.add_argument("--up", type=int, default=8, choices=[8, 32], help="bits an element, delta to reducer")
-    p.add_argument("--down", type=int, default=8, choices=[8, 32], help="bits an element, mean to everybody")
+    p.add_argument("--up", type=int, default=8, choices=[4, 8, 32], help="bits an element, delta to reducer (default 8)")
+    p.add_argument("--down", type=int, default=8, choices=[4, 8, 32], help="bits an element, mean to everybody (default 8)")
     p.add_argument("--block", type=int, default=256, help="elements that share a scale")
     return p
 
@@ -142,7 +150,7 @@ def _rules(a: argparse.Namespace, config: str, tensors: tuple[str, ...], genesis
         ),
         outer=Outer(a.outer_lr, a.outer_momentum),
         codec=Codec(a.up, a.down, a.block),
-        averaging=Averaging(a.fragments, "mean", "uniform", a.min_peers, a.coverage),
+        averaging=Averaging(a.fragments, a.aggregation, a.weighting, a.min_peers, a.coverage),
     )  # fmt: skip
     return rules.to_json()
 

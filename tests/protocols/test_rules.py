@@ -98,12 +98,12 @@ BAD = {
     "inner.decay_rounds": [0, (1 << 40) + 1],
     "outer.lr": ["10.5", "-1"],
     "outer.momentum": ["1", "0.99991"],
-    "codec.up": [4, 16, 0],
-    "codec.down": [4, 16],
+    "codec.up": [2, 16, 0],
+    "codec.down": [2, 16],
     "codec.block": [0, 63, 32, 2048],
     "averaging.fragments": [0, 5, 65],
-    "averaging.aggregation": ["median", ""],
-    "averaging.weighting": ["tokens"],
+    "averaging.aggregation": ["krum", "", 1],
+    "averaging.weighting": ["tokens", ""],
     "averaging.min_peers": [1, 0, limits.ROSTER_MEMBERS + 1],
     "averaging.coverage": ["1.1", "-0.5", "x"],
 }  # fmt: skip
@@ -113,7 +113,9 @@ GOOD = {
     "schedule.average_ms": [1000, 24 * 3_600_000], "inner.lr": ["0", "10", "4e-4", "0.000001", "1E-10"], "inner.beta1": ["0", "0.99999"],
     "inner.clip_norm": ["0.000001", "1000000"], "inner.sequences": [1, 65_536], "inner.tokens": [2, 1 << 20],
     "inner.warmup_rounds": [0, 1 << 40], "inner.decay_rounds": [1, 1 << 40], "outer.momentum": ["0", "0.9999"],
-    "codec.up": [8, 32], "codec.block": [64, 1024], "averaging.fragments": [1, 4], "averaging.min_peers": [2, 256],
+    "codec.up": [4, 8, 32], "codec.down": [4, 8, 32], "codec.block": [64, 1024],
+    "averaging.fragments": [1, 4], "averaging.min_peers": [2, 256],
+    "averaging.aggregation": ["clipped", "mean", "trimmed", "median"], "averaging.weighting": ["uniform", "steps"],
     "averaging.coverage": ["0", "1"],
 }  # fmt: skip
 
