@@ -23,6 +23,8 @@ from tapestryd.errors import LocalFault, NotRunning
 from tapestryd.settings import parse_duration
 
 POLL_S = 0.2
+_PROGRAMS = {("run", "new"): "tapestryd.founding", ("lineage",): "tapestryd.audit"}
+"""Verbs that are programs of their own, because they import torch."""
 EXITS = """exit codes: 0 done, 1 failed, 2 usage, 3 no daemon answers, 4 not permitted, 5 degraded (status --check),
 124 wait timed out, 130 interrupted"""
 
@@ -30,8 +32,9 @@ EXITS = """exit codes: 0 done, 1 failed, 2 usage, 3 no daemon answers, 4 not per
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal without "●" gets "?"
-    if argv[:2] == ["run", "new"]:
-        os.execv(sys.executable, [sys.executable, "-m", "tapestryd.founding", *argv[2:]])
+    for words, module in _PROGRAMS.items():
+        if argv[: len(words)] == list(words):
+            os.execv(sys.executable, [sys.executable, "-m", module, *argv[len(words) :]])
     options = _parser().parse_args(argv)
     try:
         code: int = options.verb(options, Client(options.socket or default_socket(os.environ)))
@@ -221,6 +224,10 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("folder", type=Path, metavar="DIR", help="a new or an empty folder")
     add(verbs, "shutdown", shutdown, "stop the daemon")
     add(verbs, "version", version, "of this command and of the daemon")
+    lineage = add(
+        verbs, "lineage", lambda options, client: lineage.error("write it first: tapestry lineage …"),
+        "prove a base from files, offline; see tapestry lineage --help",
+    )  # fmt: skip
     run = verbs.add_parser("run", help="found, join, show, leave", description="The run that this node is in.", allow_abbrev=False)
     runs = run.add_subparsers(metavar="COMMAND", required=True)
     add(runs, "show", run_show, "the run's rules and its invite")

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from protocols import limits
 from protocols.grouping import BITMAP_BYTES, Roster, bitmap, in_bitmap, parts
 from protocols.refusal import Reason, Refused
 from protocols.rules import RunRules
@@ -82,3 +83,8 @@ def offer_bytes(rules: RunRules, elements: int) -> int:
 
 def part_bytes(rules: RunRules, elements: int) -> int:
     return BITMAP_BYTES + codec.encoded_bytes(elements, rules.codec.down, rules.codec.block)
+
+
+def entry_bytes(rules: RunRules) -> int:
+    """The largest log entry that these rules allow: head, encoded parts of the whole vector, and what cutting it adds."""
+    return limits.FRAME_BYTES + part_bytes(rules, rules.layout().elements) * 2 + limits.ROSTER_MEMBERS * 64

@@ -22,7 +22,7 @@ from tapestryd import __version__
 from tapestryd.averaging import Averaging
 from tapestryd.config import DaemonConfig
 from tapestryd.errors import DiskFull
-from tapestryd.exchange import offer_bytes, part_bytes
+from tapestryd.exchange import entry_bytes, offer_bytes, part_bytes
 from tapestryd.history import History
 from tapestryd.host.clock import now_ms
 from tapestryd.host.keys import Identity, verify
@@ -142,7 +142,7 @@ class Session:
                 await asyncio.sleep(1)
         self.rules = rules
         layout = rules.layout()
-        self._fetcher.entry_bytes = limits.FRAME_BYTES + part_bytes(rules, layout.elements) * 2 + limits.ROSTER_MEMBERS * 64
+        self._fetcher.entry_bytes = entry_bytes(rules)
         self.keeper = Keeper(
             rules, layout, self.store, self._fetcher, verify,
             self.config.storage.snapshot_every, self.config.storage.keep_snapshots, self._replayed, self._replaced,

@@ -120,6 +120,11 @@ def test_the_daemons_own_sentence_is_1(served: Served) -> None:
         ["status", "--watch=x"],
         ["export"],
         ["--json", "run", "new"],
+        ["--json", "lineage"],
+        ["lineage"],
+        ["lineage", "verify", "--from", "height"],
+        ["lineage", "verify", "--state", ".", "."],
+        ["lineage", "show", "--run", "x"],
     ],
 )
 def test_usage_is_2(tmp_path: Path, words: list[str]) -> None:
@@ -147,7 +152,8 @@ def test_help_of_every_verb() -> None:
         assert done.stdout.startswith("usage: tapestry")
 
 
-def test_run_new_is_handed_on_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("words", "module"), [(["run", "new"], "tapestryd.founding"), (["lineage"], "tapestryd.audit")])
+def test_programs_of_their_own_are_handed_on_whole(words: list[str], module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     handed: list[list[str]] = []
 
     class Gone(BaseException):
@@ -159,8 +165,8 @@ def test_run_new_is_handed_on_whole(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(os, "execv", execv)
     with pytest.raises(Gone):
-        cli.main(["run", "new", "--help", "--name", "x"])
-    assert handed == [[sys.executable, sys.executable, "-m", "tapestryd.founding", "--help", "--name", "x"]]
+        cli.main([*words, "--help", "--name", "x"])
+    assert handed == [[sys.executable, sys.executable, "-m", module, "--help", "--name", "x"]]
 
 
 @pytest.mark.parametrize("what", ["joined", "training", "round=40", "round=0"])
