@@ -37,7 +37,7 @@ IN_ROUND = (State.STOPPING, State.GATHERING, State.REDUCING, State.SETTLING, Sta
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a live presence record of another peer says."""
+    """What a live presence record of another peer says. `tip`: only one that is proven (lineage.md); else None."""
 
     peer: str
     tip: Tip | None

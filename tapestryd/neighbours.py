@@ -2,17 +2,21 @@
 
 import asyncio
 import logging
+import math
 import time
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from typing import Any
 
 from protocols import limits
 from protocols.canonical import Verify, take
 from protocols.control import Peer
 from protocols.lineage import Tip
 from protocols.records import Presence
-from protocols.refusal import Refused
+from protocols.refusal import Reason, Refused
 from protocols.rounds import Seen
 from tapestryd.host.clock import now_ms, verdict
+from tapestryd.swarm.lineage import Fetcher
 from tapestryd.swarm.node import Node
 from tapestryd.swarm.streams import Gone, Stream
 
@@ -20,6 +24,10 @@ log = logging.getLogger(__name__)
 
 _PING_S = 15.0
 _DOUBT_S = 10.0
+_DOUBT_S_MAX = 600.0
+_PROOFS = 8
+"""Certificates asked for at once, and of one tip: two, so that whoever answers slowly does not hide who would answer at once."""
+_PROOFS_A_TIP = 2
 
 
 @dataclass(slots=True)
@@ -31,14 +39,27 @@ class _Known:
     pinged: float = -_PING_S
 
 
+@dataclass(slots=True)
+class _Doubt:
+    """A peer that announced what it could not show, `times` in a row: its tips are passed over until `until`."""
+
+    times: int = 0
+    until: float = 0.0
+
+
 class Neighbours:
-    def __init__(self, node: Node, run: str, verify: Verify) -> None:
+    """`on_proof()` is called when a certificate has come of a tip that was only announced before."""
+
+    def __init__(self, node: Node, run: str, verify: Verify, fetcher: Fetcher, on_proof: Callable[[], None]) -> None:
         self._node = node
         self._run = run
         self._verify = verify
+        self._fetcher = fetcher
+        self._on_proof = on_proof
         self._known: dict[str, _Known] = {}
-        self._doubted: dict[str, float] = {}
-        self._pings: set[asyncio.Task[None]] = set()
+        self._doubts: dict[str, _Doubt] = {}
+        self._proving: dict[str, Tip] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def serve(self) -> None:
         await self._node.serve("hello", self._hello)
@@ -68,10 +89,13 @@ class Neighbours:
                 del self._known[peer]
             elif now - known.pinged > _PING_S:
                 known.pinged = now
-                ping = asyncio.create_task(self._ping(peer, known))
-                self._pings.add(ping)
-                ping.add_done_callback(self._pings.discard)
+                self._spawn(self._ping(peer, known))
         self._node.hint({peer: known.presence.addrs for peer, known in self._known.items()})
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _ping(self, peer: str, known: _Known) -> None:
         """Round trip and clock difference, as NTP has it (RFC 5905 §8), the best of three: the first may have to dial."""
@@ -91,17 +115,78 @@ class Neighbours:
         if best:
             known.rtt_ms, known.skew_ms = best
 
+    def scout(self, ours: Tip | None) -> None:
+        """Ask those who announce a better lineage than `ours` for its certificate: nothing is given up for a mere announcement.
+        Of tips that are shown already only better ones are asked for; near peers that never failed us come first."""
+        now = time.monotonic()
+        self._doubts = {peer: doubt for peer, doubt in self._doubts.items() if now < doubt.until + _DOUBT_S_MAX}
+        best = ours
+        for seen in self.seen():
+            if seen.tip and (best is None or seen.tip.better_than(best)):
+                best = seen.tip
+        for peer, known in sorted(self._known.items(), key=self._trust):
+            tip = known.presence.tip
+            if len(self._proving) >= _PROOFS:
+                return
+            if tip is None or peer in self._proving or self._fetcher.proven(tip) or self._doubted(peer):
+                continue
+            if (best is None or tip.better_than(best)) and list(self._proving.values()).count(tip) < _PROOFS_A_TIP:
+                self._proving[peer] = tip
+                self._spawn(self._prove(peer, tip, ours))
+
+    def _trust(self, item: tuple[str, _Known]) -> tuple[int, float]:
+        peer, known = item
+        rtt_ms = known.rtt_ms if known.rtt_ms is not None else math.inf
+        return self._doubts[peer].times if peer in self._doubts else 0, rtt_ms
+
+    async def _prove(self, peer: str, tip: Tip, ours: Tip | None) -> None:
+        try:
+            await self._fetcher.prove(peer, tip)
+        except Gone as gone:
+            log.info("tip of height %d: %s", tip.height, gone)
+            self._doubt(peer)
+        except Refused as refused:
+            again = self._doubt(peer) > 1
+            # Once is forgiven: it may have gone over to another branch since it said so.
+            if again or refused.reason is not Reason.NO_QUORUM:
+                self._node.refused(refused, "tip", peer)
+            else:
+                log.info("tip of height %d by %s: %s", tip.height, peer[-6:], refused)
+        else:
+            self._on_proof()
+        finally:
+            del self._proving[peer]
+        self.scout(ours)
+
+    def _doubt(self, peer: str) -> int:
+        """Pass the peer's tips over, twice as long each time; how often that makes. Forgotten after as long as it gets."""
+        doubt = self._doubts.setdefault(peer, _Doubt())
+        doubt.times += 1
+        doubt.until = time.monotonic() + min(_DOUBT_S * 2.0 ** (doubt.times - 1), _DOUBT_S_MAX)
+        return doubt.times
+
+    def _doubted(self, peer: str) -> bool:
+        return peer in self._doubts and time.monotonic() < self._doubts[peer].until
+
     def doubt(self, tip: Tip) -> None:
-        """Nobody could show us this lineage: pass it over for a while."""
-        self._doubted[tip.base] = time.monotonic() + _DOUBT_S
+        """It was committed, but nobody could bring us there."""
+        for peer, known in self._known.items():
+            if known.presence.tip == tip:
+                self._doubt(peer)
+
+    def trust(self, tip: Tip) -> None:
+        """We got there."""
+        for peer, known in self._known.items():
+            if known.presence.tip == tip:
+                self._doubts.pop(peer, None)
 
     def seen(self) -> tuple[Seen, ...]:
-        now = time.monotonic()
-        self._doubted = {base: until for base, until in self._doubted.items() if until > now}
+        """All who are there. Only a tip whose certificate has been seen is passed on."""
         found = []
         for peer, known in self._known.items():
             tip = known.presence.tip
-            found.append(Seen(peer, None if tip and tip.base in self._doubted else tip, known.presence.active))
+            shown = tip is not None and self._fetcher.proven(tip) and not self._doubted(peer)
+            found.append(Seen(peer, tip if shown else None, known.presence.active))
         return tuple(found)
 
     def on_base(self, tip: Tip) -> list[str]:

@@ -45,6 +45,9 @@ _PRESENCES = {
     **dict.fromkeys(rounds.IN_ROUND, "averaging"),
 }  # fmt: skip
 
+_FOLLOWING = (rounds.State.JOINING, rounds.State.SYNCING, rounds.State.TRAINING)
+"""States that a better tip would move, or would as soon as they have what they fetch."""
+
 
 class Session:
     """Starts with a run id and addresses to ask; the rules may still have to be fetched. `keep_peers(addresses)` is told
@@ -59,12 +62,12 @@ class Session:
         self.store = store
         self.node = node
         self.rules: RunRules | None = None
-        self.neighbours = Neighbours(node, store.run_id, verify)
+        self._fetcher = Fetcher(node, store.run_id, verify)
+        self.neighbours = Neighbours(node, store.run_id, verify, self._fetcher, self._look)
         self.history = History(store, node.meter)
         self.addresses: list[str] = []
         self.member: rounds.Member | None = None
         self.supervisor: Supervisor | None = None
-        self._fetcher = Fetcher(node, store.run_id, verify)
         self._keep_peers = keep_peers
         self._failed = failed
         self._tasks: set[asyncio.Task[None]] = set()
@@ -143,6 +146,7 @@ class Session:
         self.rules = rules
         layout = rules.layout()
         self._fetcher.entry_bytes = entry_bytes(rules)
+        self._fetcher.genesis = rules.model.genesis
         self.keeper = Keeper(
             rules, layout, self.store, self._fetcher, verify,
             self.config.storage.snapshot_every, self.config.storage.keep_snapshots, self._replayed, self._replaced,
@@ -187,12 +191,16 @@ class Session:
             except Gone as gone:
                 log.warning("%s", gone)
             self.feed(rounds.Hindered(tuple(self._hindrances())))
-            self.feed(rounds.PeersSeen(self.neighbours.seen()))
+            self._look()
             if time.monotonic() - self._kept > 60 and self.neighbours.count():
                 self._kept = time.monotonic()
                 self.addresses = await self.node.addresses()
                 self._keep_peers(self.neighbours.addresses())
             await asyncio.sleep(interval)
+
+    def _look(self) -> None:
+        if self.member is not None:
+            self.feed(rounds.PeersSeen(self.neighbours.seen()))
 
     def _hindrances(self) -> list[str]:
         found = []
@@ -228,6 +236,8 @@ class Session:
             log.info("round=%d %s→%s%s", member.round, was.value, member.state.value, why)
         for effect in effects:
             self._perform(effect)
+        if member.state in _FOLLOWING:
+            self.neighbours.scout(self.keeper.base.tip)
         if member.state is rounds.State.LEFT:
             self._left.set()
         if self._timer:
@@ -341,17 +351,22 @@ class Session:
 
     async def _catch_up(self, tip: Tip, donors: Sequence[str]) -> None:
         before = self.keeper.base.tip
+        trouble = ""
         try:
             await self.keeper.catch_up(tip, donors)
-        except (Gone, Refused, DiskFull) as error:
+            self.neighbours.trust(tip)
+        except (Gone, Refused) as error:
             log.info("catch-up to height %d: %s", tip.height, error)
             self.neighbours.doubt(tip)
-            trouble = "disk_full" if isinstance(error, DiskFull) else "no_donor"
-        else:
-            trouble = ""
+            trouble = "no_donor"
+        except DiskFull as full:
+            log.error("catch-up to height %d: %s", tip.height, full)
+            trouble = "disk_full"
         reached = self.keeper.base.tip
         if reached is None or (trouble and reached == before):
             self.feed(rounds.CatchUpFailed(trouble))
+            if trouble != "disk_full":  # others can bring us further at once, but only the operator makes room
+                self._look()
             return
         if reached != before:
             log.info("caught up to height=%d digest=%s", reached.height, reached.base[:12])

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, TypeVar
 
 from protocols import limits
-from protocols.canonical import Verify, digest, take
+from protocols.canonical import Json, Verify, digest, take
 from protocols.lineage import Entry, Snapshot, Tip
 from protocols.refusal import Reason, Refused
 from protocols.rules import RunRules
@@ -18,6 +18,10 @@ from tapestryd.swarm.node import Node
 from tapestryd.swarm.streams import Gone, Stream
 
 log = logging.getLogger(__name__)
+
+_PROOF_BYTES = limits.FRAME_BYTES + 12
+"""The longest head of an entry."""
+_PROVEN = 16
 
 T = TypeVar("T")
 
@@ -76,11 +80,13 @@ class Donor:
 
     async def _entry(self, stream: Stream) -> None:
         head, _ = await stream.receive(0)
-        take(head, {"height": int, "offset": int})
+        take(head, {"height": int, "offset": int, "bytes": int})
         size = self._shelf.entry_size(head["height"])
         if size is None or not 0 <= head["offset"] < size:
             raise Refused(Reason.STALE, f"we do not keep entry {head['height']}")
-        data = await asyncio.to_thread(self._shelf.read_entry, head["height"], head["offset"], limits.PIECE_BYTES)
+        if not 0 < head["bytes"] <= limits.PIECE_BYTES:
+            raise Refused(Reason.OUT_OF_RANGE, f"{head['bytes']} bytes of an entry")
+        data = await asyncio.to_thread(self._shelf.read_entry, head["height"], head["offset"], head["bytes"])
         await stream.send({"size": size}, data)
 
 
@@ -92,7 +98,10 @@ class Fetcher:
         self._run = run
         self._verify = verify
         self.entry_bytes = 0
-        """The largest entry that the rules allow; set once the rules are known."""
+        self.genesis = ""
+        """The largest entry that the rules allow, and the digest of genesis; set once the rules are known."""
+        self._proven: dict[Tip, Whole | None] = {}
+        """Tips whose certificate we have seen, newest last; with the entry if the proof held all of it."""
 
     async def _any(self, donors: Sequence[str], what: str, ask: Callable[[str], Awaitable[T]]) -> T:
         why = "nobody to ask"
@@ -175,21 +184,54 @@ class Fetcher:
         if wanted:
             raise Gone(f"{len(wanted)} pieces of snapshot {snapshot.tip.base[:12]} are not to be had")
 
+    def proven(self, tip: Tip) -> bool:
+        return tip in self._proven
+
+    async def prove(self, donor: str, tip: Tip) -> None:
+        """`donor`, which announces `tip`, shows that it is genesis, or was committed. A small entry comes whole with its
+        head, and is not fetched again. Raises Gone, or Refused: NO_QUORUM if there is nothing to show for this tip."""
+        if tip in self._proven:
+            return
+        whole: Whole | None = None
+        if tip.height == 0:
+            if tip != Tip(0, 0, self.genesis):
+                raise Refused(Reason.NO_QUORUM, "not the genesis of the rules")
+        else:
+            try:
+                _, body = await self._ask_entry(donor, tip.height, 0, _PROOF_BYTES)
+            except Refused as refused:
+                if refused.reason is Reason.STALE:
+                    raise Refused(Reason.NO_QUORUM, f"announces height {tip.height} and does not keep its entry") from None
+                raise
+            entry, start = Entry.parse(bytes(body), self._run, self._verify)
+            if entry.tip != tip:
+                raise Refused(Reason.NO_QUORUM, f"its entry {tip.height} is no certificate of what it announces")
+            if start + sum(entry.sizes) == len(body):
+                whole = await asyncio.to_thread(Entry.split, bytes(body), self._run, self._verify)
+        self._proven[tip] = whole
+        if len(self._proven) > _PROVEN:
+            del self._proven[next(iter(self._proven))]
+
     async def entry(self, donors: Sequence[str], height: int) -> Whole:
         """The certified entry that led to `height`."""
 
         async def ask(donor: str) -> Whole:
             return await self._entry(donor, height)
 
-        return await self._any(donors, "entry", ask)
+        shown = self._shown(height)
+        return shown if shown is not None else await self._any(donors, "entry", ask)
+
+    def _shown(self, height: int) -> Whole | None:
+        """The entry of that height, if a proof brought it along and all that was shown us at that height is one tip."""
+        found = [whole for tip, whole in self._proven.items() if tip.height == height]
+        return found[0] if len(found) == 1 else None
 
     async def _entry(self, donor: str, height: int) -> Whole:
         data = bytearray()
         entry: Entry | None = None
         size = 1
         while len(data) < size:
-            head, body = await self._node.ask(donor, "entry", {"height": height, "offset": len(data)}, body_bytes=limits.PIECE_BYTES)
-            take(head, {"size": int})
+            head, body = await self._ask_entry(donor, height, len(data), limits.PIECE_BYTES)
             data += body
             if entry is None:
                 entry, start = Entry.parse(bytes(data), self._run, self._verify)
@@ -202,3 +244,8 @@ class Fetcher:
         if entry.vote.height != height:
             raise Refused(Reason.OTHER_ROUND, f"an entry of height {entry.vote.height} for {height}")
         return await asyncio.to_thread(Entry.split, bytes(data), self._run, self._verify)
+
+    async def _ask_entry(self, donor: str, height: int, offset: int, size: int) -> tuple[Json, bytearray]:
+        head, body = await self._node.ask(donor, "entry", {"height": height, "offset": offset, "bytes": size}, body_bytes=size)
+        take(head, {"size": int})
+        return head, body

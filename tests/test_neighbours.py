@@ -1,0 +1,216 @@
+"""Announced tips on real nodes: only what is shown moves a Member, and who cannot show what it announces is passed over."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from protocols.lineage import Tip
+from protocols.records import Presence
+from protocols.rounds import BaseLoaded, CatchUp, Effect, Event, Member, PeersSeen, State, TrainerUp
+from protocols.schedule import Schedule
+from tapestryd import neighbours as module
+from tapestryd.neighbours import Neighbours
+from tapestryd.swarm.lineage import Donor, Fetcher
+from tapestryd.swarm.node import Node
+from tapestryd.swarm.streams import Stream
+from tests.lineages import PEOPLE, Line
+from tests.people import Person, verify
+from tests.swarm.rooms import go, nodes, now_ms, until
+from tests.swarm.test_lineage import Shelf, fetcher, grown
+
+MINUTE = Schedule(0, 10**14, 1000)
+"""No boundary comes while a test lasts."""
+
+
+class Watcher:
+    """An honest peer on `line`: its neighbours, and the Member that hears of them. `told`: every state that it was in."""
+
+    def __init__(self, node: Node, line: Line, fetch: Fetcher) -> None:
+        self.node = node
+        self.line = line
+        self.neighbours = Neighbours(node, line.rules.run_id, verify, fetch, self.look)
+        self.member = Member(MINUTE, 2)
+        self.told: list[State] = []
+        self.effects: list[Effect] = []
+        self.moved = asyncio.Event()
+
+    def feed(self, event: Event) -> None:
+        self.effects += self.member.handle(event, now_ms())
+        self.told.append(self.member.state)
+        self.moved.set()
+
+    def look(self) -> None:
+        self.feed(PeersSeen(self.neighbours.seen()))
+
+    async def round_of_looks(self) -> None:
+        """What the session does every few seconds."""
+        await self.neighbours.refresh()
+        self.look()
+        self.neighbours.scout(self.line.base.tip)
+        await until(self.nothing_asked)
+
+    async def nothing_asked(self) -> bool:
+        return not self.neighbours._proving
+
+    def begin(self) -> None:
+        assert self.line.base.tip is not None
+        for event in (BaseLoaded(self.line.base.tip), TrainerUp()):
+            self.feed(event)
+
+
+async def announce(node: Node, person: Person, run: str, tip: Tip | None) -> None:
+    height, weight, base = (tip.height, tip.weight, tip.base) if tip else (0, 0, "")
+    told = Presence(run, person.peer, "x", "training", height, weight, base, tuple(await node.addresses()), "0", now_ms())
+    await node.publish(told.to_bytes(person.sign))
+
+
+@asynccontextmanager
+async def watched(folder: Path, line: Line, shelves: Sequence[Shelf | None]) -> AsyncIterator[tuple[Watcher, list[Node]]]:
+    """A watcher at where `line` is, and one donor a shelf (None: it serves nothing); all in one DHT."""
+    async with nodes(folder, 1 + len(shelves)) as (here, *others):
+        for node, shelf in zip(others, shelves, strict=True):
+            if shelf is not None:
+                await Donor(node, shelf).serve()
+            for other in others:
+                await until(lambda one=other: _greeted(here, one))
+        fetch = fetcher(here, line.rules.run_id)
+        fetch.genesis = line.rules.model.genesis
+        yield Watcher(here, line, fetch), list(others)
+
+
+async def _greeted(here: Node, other: Node) -> bool:
+    here._bootstrap[other.peer_id] = f"{(await other.addresses())[0]}/p2p/{other.peer_id}"
+    here._asked.clear()
+    await here._meet()
+    return other.peer_id in {peer.to_base58() for peer in here._dht.protocol.routing_table.peer_id_to_uid}
+
+
+async def seen_by(watcher: Watcher, count: int) -> None:
+    async def there() -> bool:
+        await watcher.neighbours.refresh()
+        return watcher.neighbours.count() == count
+
+    await until(there)
+
+
+LIES = ["weight", "base", "height", "other", "garbage", "genesis"]
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_false_heavy_tip_does_not_stop_training(tmp_path: Path, lie: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The liar is asked for its certificate, fails, is passed over, and counted when it does not mend its ways."""
+    line = grown(3)
+    here = line.base.tip
+    assert here is not None
+    false = {
+        "weight": replace(here, weight=10**9), "base": replace(here, weight=10**9, base="ab" * 32), "height": Tip(10**6, 10**9, "ab" * 32),
+        "other": replace(here, height=2, weight=10**9), "garbage": Tip(4, 10**9, "ab" * 32), "genesis": Tip(0, 0, "00" * 32),
+    }[lie]  # fmt: skip
+
+    async def work() -> None:
+        honest, liar = Shelf().put(line), Shelf().put(line)
+        liar.entries[4] = b"garbage" * 100
+        monkeypatch.setattr(module, "_DOUBT_S", 0.1)
+        async with watched(tmp_path, line if lie != "genesis" else line.fork(), [honest, liar]) as (watcher, (good, bad)):
+            if lie == "genesis":  # to a joiner at genesis, a lower digest of the same weight is better
+                watcher.line = Line.begin()
+            await announce(good, PEOPLE[1], line.rules.run_id, watcher.line.base.tip)
+            await announce(bad, PEOPLE[2], line.rules.run_id, false)
+            watcher.begin()
+            await seen_by(watcher, 2)
+            for _ in range(4):
+                await watcher.round_of_looks()
+                await asyncio.sleep(0.12)
+            begun = watcher.told.index(State.TRAINING)
+            assert set(watcher.told[begun:]) == {State.TRAINING}
+            assert not [effect for effect in watcher.effects if isinstance(effect, CatchUp)]
+            faults = dict(watcher.node.refusals)
+            assert faults.get("malformed" if lie == "garbage" else "no_quorum", 0) >= 1, faults
+            assert set(faults) <= {"malformed", "no_quorum"}
+
+    go(work)
+
+
+def test_a_shown_tip_moves_the_member_at_once_and_is_not_fetched_again(tmp_path: Path) -> None:
+    line = grown(3)
+    behind = line.fork()
+    line.grow()
+
+    async def work() -> None:
+        async with watched(tmp_path, behind, [Shelf().put(line), Shelf()]) as (watcher, (good, bad)):
+            assert line.base.tip is not None
+            false = replace(line.base.tip, weight=10**9)
+            await announce(good, PEOPLE[1], line.rules.run_id, line.base.tip)
+            await announce(bad, PEOPLE[2], line.rules.run_id, false)
+            watcher.begin()
+            await seen_by(watcher, 2)
+            await watcher.round_of_looks()
+            assert watcher.member.state is State.SYNCING
+            assert watcher.effects.count(CatchUp(line.base.tip, (PEOPLE[1].peer,))) == 1
+            asked = good.meter.sent["entry"]
+            assert await watcher.neighbours._fetcher.entry([good.peer_id], 4) == line.entries[3]
+            assert good.meter.sent["entry"] == asked
+            assert watcher.neighbours._fetcher.proven(line.base.tip)
+
+    go(work)
+
+
+def test_who_does_not_answer_hides_nobody_who_does(tmp_path: Path) -> None:
+    """Many say the same true tip and let us wait for its certificate; whoever shows it is heard all the same."""
+    line = grown(2)
+    behind = line.fork()
+    line.grow()
+
+    async def work() -> None:
+        async with watched(tmp_path, behind, [Shelf().put(line), None, None]) as (watcher, (good, *silent)):
+            assert line.base.tip is not None
+            told = Tip(9, 10**9, "ab" * 32)
+
+            async def waits(stream: Stream) -> None:
+                await stream.receive(0)
+                await asyncio.sleep(60)
+
+            for node in silent:
+                await node.serve("entry", waits)
+            await announce(good, PEOPLE[1], line.rules.run_id, line.base.tip)
+            await announce(silent[0], PEOPLE[2], line.rules.run_id, line.base.tip)
+            await announce(silent[1], PEOPLE[3], line.rules.run_id, told)
+            watcher.begin()
+            await seen_by(watcher, 3)
+            watcher.neighbours.scout(behind.base.tip)
+            async with asyncio.timeout(5):
+                while watcher.member.state is not State.SYNCING:
+                    watcher.moved.clear()
+                    await watcher.moved.wait()
+
+    go(work)
+
+
+def test_doubts_grow_by_peer_and_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """10 s, 20 s … 10 min, whatever the peer announces; and after 10 min without another, from the beginning."""
+    now = [1000.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+
+    async def work() -> None:
+        watched: Neighbours = Neighbours(None, "", verify, None, lambda: None)  # type: ignore[arg-type]
+        spans = []
+        for _ in range(9):
+            watched._doubt("liar")
+            spans.append(watched._doubts["liar"].until - now[0])
+            now[0] += spans[-1]
+            assert not watched._doubted("liar")
+            now[0] -= 0.1
+            assert watched._doubted("liar")
+            now[0] += 0.1
+            watched.scout(None)
+        assert spans == [10, 20, 40, 80, 160, 320, 600, 600, 600]
+        assert not watched._doubted("somebody else")
+        now[0] += 600.1
+        watched.scout(None)
+        assert not watched._doubts
+
+    asyncio.run(work())
