@@ -51,7 +51,7 @@ def loads(data: bytes, bound: int) -> Json:
     return value
 
 
-def digest(data: bytes | memoryview) -> str:
+def digest(data: bytes | bytearray | memoryview) -> str:
     """SHA-256 in lower-case hexadecimal."""
     return hashlib.sha256(data).hexdigest()
 

@@ -4,10 +4,14 @@ A leader serves for one round only, and two leaders at once do no harm: a roster
 of votes commits. The order is a hash of run, round and peer, so the part rotates and nobody can choose to have it.
 """
 
-from collections.abc import Iterable
+import math
+import re
+import struct
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from hashlib import sha256
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from protocols import limits
 from protocols.canonical import Json, Signed, Verify, digest, dumps, is_digest, take
@@ -23,29 +27,103 @@ def order(run_id: str, round: int, peers: Iterable[str]) -> list[str]:
     return sorted(peers, key=lambda peer: (sha256(f"{run_id}/{round}/{peer}".encode()).digest(), peer))
 
 
-def parts(elements: int, reducers: int, block: int) -> list[tuple[int, int]]:
-    """Cut [0, elements) in `reducers` slices, near equal, each but the last a multiple of the codec's block (some may be empty)."""
+CELLS = 64
+"""A fragment's elements lie in so many cells, near equal. Norms are announced, and parts shared out, by the cell."""
+
+
+def cells(elements: int, block: int) -> list[int]:
+    """The CELLS + 1 edges of the cells of [0, elements): all but the last are multiples of the codec's block; cells may be empty."""
     blocks = -(-elements // block)
-    edges = [min(elements, (blocks * i // reducers) * block) for i in range(reducers)] + [elements]
-    return list(pairwise(edges))
+    return [min(elements, (blocks * i // CELLS) * block) for i in range(CELLS)] + [elements]
+
+
+def shares(rates: Sequence[int]) -> list[int]:
+    """How many cells each reducer gets, by its bytes per second (> 0): each cell in turn goes to whoever would be done with
+    it first, ties to the earlier one. Nobody gets more than twice an equal share, whatever it says of itself."""
+    most = -(-2 * CELLS // len(rates))
+    dealt = [0] * len(rates)
+    for _ in range(CELLS):
+        open_ = [i for i in range(len(rates)) if dealt[i] < most]
+        dealt[min(open_, key=lambda i: (Fraction(dealt[i] + 1, rates[i]), i))] += 1
+    return dealt
+
+
+_GREATEST = (2.0 - 2.0**-23) * 2.0**127
+_NORMS = re.compile(f"[0-9a-f]{{{CELLS * 8}}}")
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a member says of its contribution before anybody has seen it, and is held to.
+
+    `steps`: local steps behind the delta. `rate`: bytes per second that it can reduce with; 0: it cannot be dialled and reduces
+    nothing. `norms`: the L2 norm of each cell of its encoded offer, float32.
+    """
+
+    steps: int
+    rate: int
+    norms: tuple[float, ...]
+
+    @classmethod
+    def of(cls, steps: int, rate: int, norms: Sequence[float]) -> "Claim":
+        """`norms` in any precision; rounded to float32, or to its greatest number."""
+        return cls(steps, rate, struct.unpack(f"<{CELLS}f", struct.pack(f"<{CELLS}f", *(min(norm, _GREATEST) for norm in norms))))
+
+    @property
+    def norm(self) -> float:
+        """Of the whole offer."""
+        return math.sqrt(sum(norm * norm for norm in self.norms))
+
+    def to_body(self) -> Json:
+        """`norms` as the hexadecimal of little-endian float32: canonical JSON has no decimals."""
+        return {"steps": self.steps, "rate": self.rate, "norms": struct.pack(f"<{CELLS}f", *self.norms).hex()}
+
+    @classmethod
+    def from_body(cls, body: object) -> "Claim":
+        if not isinstance(body, dict):
+            raise Refused(Reason.WRONG_TYPE, "a claim is an object")
+        take(body, {"steps": int, "rate": int, "norms": str})
+        if not 1 <= body["steps"] <= limits.STEPS or not 0 <= body["rate"] <= limits.RATE:
+            raise Refused(Reason.OUT_OF_RANGE, "steps or rate")
+        if not _NORMS.fullmatch(body["norms"]):
+            raise Refused(Reason.MALFORMED, f"norms are {CELLS} float32 in hexadecimal")
+        norms = struct.unpack(f"<{CELLS}f", bytes.fromhex(body["norms"]))
+        if not all(math.copysign(1, norm) > 0 and norm < math.inf for norm in norms):
+            raise Refused(Reason.NOT_FINITE, "a norm is negative or not finite")
+        return cls(body["steps"], body["rate"], norms)
 
 
 @dataclass(frozen=True, slots=True)
 class Roster:
-    """Who averages round `round`. `members` in canonical order; `reducers`: the members that can be dialled, each
-    reducing one part; `before`: the base that all of them hold."""
+    """Who averages round `round`, and what each said of its contribution. `members` in canonical order, `claims` beside them;
+    `before`: the base that all of them hold."""
 
     run: str
     round: int
     fragment: int
     before: str
     members: tuple[str, ...]
-    reducers: tuple[str, ...]
+    claims: tuple[Claim, ...]
+
+    @property
+    def reducers(self) -> tuple[str, ...]:
+        """The members that can be dialled, in order: each reduces one part."""
+        return tuple(peer for peer, claim in zip(self.members, self.claims, strict=True) if claim.rate)
+
+    def parts(self) -> list[tuple[int, int]]:
+        """The cells of each reducer's part: [first, last)."""
+        edges = accumulate(shares([claim.rate for claim in self.claims if claim.rate]), initial=0)
+        return list(pairwise(edges))
+
+    def slices(self, elements: int, block: int) -> list[tuple[int, int]]:
+        """The elements of each reducer's part: [start, stop). They cover [0, elements); some may be empty."""
+        edges = cells(elements, block)
+        return [(edges[first], edges[last]) for first, last in self.parts()]
 
     def to_body(self) -> Json:
         return {
             "run": self.run, "round": self.round, "fragment": self.fragment, "before": self.before,
-            "members": list(self.members), "reducers": list(self.reducers),
+            "members": list(self.members), "claims": [claim.to_body() for claim in self.claims],
         }  # fmt: skip
 
     @property
@@ -54,29 +132,29 @@ class Roster:
 
     @classmethod
     def from_body(cls, body: Json) -> "Roster":
-        """Parse. Refused unless members are distinct Ed25519 peer ids in canonical order and reducers are among them, in order."""
-        take(body, {"run": str, "round": int, "fragment": int, "before": str, "members": list, "reducers": list})
-        members, reducers = body["members"], body["reducers"]
-        if not 1 <= len(members) <= limits.ROSTER_MEMBERS:
-            raise Refused(Reason.OUT_OF_RANGE, f"a roster of {len(members)}")
-        if not all(isinstance(peer, str) for peer in [*members, *reducers]):
+        """Parse. Refused unless members are distinct Ed25519 peer ids in canonical order, each with a claim, and one can reduce."""
+        take(body, {"run": str, "round": int, "fragment": int, "before": str, "members": list, "claims": list})
+        members = body["members"]
+        if not 1 <= len(members) <= limits.ROSTER_MEMBERS or len(body["claims"]) != len(members):
+            raise Refused(Reason.OUT_OF_RANGE, f"a roster of {len(members)} with {len(body['claims'])} claims")
+        if not all(isinstance(peer, str) for peer in members):
             raise Refused(Reason.WRONG_TYPE, "a member is not text")
         for peer in members:
             public_key(peer)
         if len(set(members)) != len(members) or order(body["run"], body["round"], members) != members:
             raise Refused(Reason.MALFORMED, "members are not distinct and in canonical order")
-        able = set(reducers)
-        if not reducers or [peer for peer in members if peer in able] != reducers:
-            raise Refused(Reason.MALFORMED, "reducers are not members in canonical order")
+        claims = tuple(map(Claim.from_body, body["claims"]))
+        if not any(claim.rate for claim in claims):
+            raise Refused(Reason.MALFORMED, "nobody can reduce")
         if not is_digest(body["before"]):
             raise Refused(Reason.MALFORMED, "before is not a digest")
-        return cls(body["run"], body["round"], body["fragment"], body["before"], tuple(members), tuple(reducers))
+        return cls(body["run"], body["round"], body["fragment"], body["before"], tuple(members), claims)
 
 
 def accept(
-    value: object, *, run: str, round: int, fragment: int, before: str, me: str, leader: str, min_peers: int, verify: Verify
+    value: object, *, run: str, round: int, fragment: int, before: str, me: str, claim: Claim, leader: str, min_peers: int, verify: Verify
 ) -> Roster:
-    """The roster that `leader` sent me for this round, or Refused with what is wrong with it."""
+    """The roster that `leader` sent me, who called it with `claim`, for this round; or Refused with what is wrong with it."""
     signed = Signed.from_json(value, "roster", verify)
     roster = Roster.from_body(signed.body)
     if signed.peer != leader or leader not in roster.members:
@@ -89,6 +167,8 @@ def accept(
         raise Refused(Reason.OTHER_BASE, f"a roster on base {roster.before[:12]}, ours is {before[:12]}")
     if me not in roster.members:
         raise Refused(Reason.NOT_A_MEMBER, "the roster leaves us out")
+    if roster.claims[roster.members.index(me)] != claim:
+        raise Refused(Reason.OTHER_ROSTER, "the roster alters our claim")
     if len(roster.members) < min_peers:
         raise Refused(Reason.OUT_OF_RANGE, f"a roster of {len(roster.members)} where the rules ask for {min_peers}")
     return roster

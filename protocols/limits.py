@@ -20,7 +20,7 @@ RECORDS = 1024
 """Records read from one DHT key; more peers than this in one run would need another rendezvous. (treaty)"""
 
 FRAME_BYTES = 1 * MIB
-"""The head of one message between peers: canonical JSON. A roster of 256 with signatures takes about 64 KiB."""
+"""The head of one message between peers: canonical JSON. A roster of 256 with their claims takes about 160 KiB."""
 
 JSON_DEPTH = 16
 """Nesting of received JSON; ours needs five levels. Python's parser would recurse without a bound."""
@@ -42,6 +42,12 @@ DELEGATIONS_BYTES = 64 * KIB
 
 EPOCHS_BYTES = 32 * KIB
 """The greatest epoch of each Member, as a node keeps it; 256 take about 18 KiB."""
+
+STEPS = 1 << 32
+"""Local steps that a member may claim for one round. (treaty)"""
+
+RATE = 1 << 40
+"""Bytes per second that a member may claim to reduce with. (treaty)"""
 
 ADDRESSES = 8
 """Multiaddrs in one presence, and peers in one invite."""

@@ -25,6 +25,8 @@ class Reason(Enum):
     NOT_DELEGATED = "not_delegated"
     EXPIRED = "expired"
     REVOKED = "revoked"
+    NORM = "norm"
+    EQUIVOCATION = "equivocation"
 
 
 class Refused(Exception):

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
-from protocols.canonical import Json, is_digest, take
+from protocols.canonical import Json, Signed, Verify, is_digest, take
+from protocols.grouping import Roster
 from protocols.refusal import Reason, Refused
 
 
@@ -62,6 +63,32 @@ class Vote:
         if not 0 < vote.height < 1 << 53 or not 0 < vote.weight < 1 << 53:
             raise Refused(Reason.OUT_OF_RANGE, "height or weight")
         return vote
+
+
+def part_body(roster: Roster, part: int, made: str) -> Json:
+    """What the reducer of `part` signs (kind "part"): the digest of the one result it made."""
+    return {"run": roster.run, "roster": roster.digest, "part": part, "digest": made}
+
+
+def made_by(value: object, roster: Roster, part: int, verify: Verify) -> Signed:
+    """The statement of the part's reducer on what it made of it, or Refused: whoever passes a part on passes this on."""
+    signed = Signed.from_json(value, "part", verify)
+    take(signed.body, {"run": str, "roster": str, "part": int, "digest": str})
+    if signed.peer != roster.reducers[part] or signed.body != part_body(roster, part, signed.body["digest"]):
+        raise Refused(Reason.OTHER_ROSTER, f"not the statement of part {part}'s reducer")
+    if not is_digest(signed.body["digest"]):
+        raise Refused(Reason.MALFORMED, "a part's digest is none")
+    return signed
+
+
+def equivocation(one: Signed, other: Signed) -> bool:
+    """Whether two verified statements prove that their peer said two things where only one can be true: two results of
+    one part, or two votes on one roster. An honest peer never signs such a pair, not even across a crash."""
+    if (one.kind, one.peer) != (other.kind, other.peer) or one.body == other.body:
+        return False
+    if one.kind == "part":
+        return all(one.body[key] == other.body[key] for key in ("run", "roster", "part"))
+    return one.kind == "vote" and all(one.body[key] == other.body[key] for key in ("run", "roster"))
 
 
 def coverage_ppm(sizes: Sequence[int], contributors: Sequence[int], members: int) -> int:

@@ -18,7 +18,7 @@ ROOM = 1 + 2.0**-16
 _HALF = 0.5 - 2.0**-40
 """Of a weight, less what adding up thirds and sevenths may lose."""
 
-_NOTHING = 2.0**-126
+NOTHING = 2.0**-126
 """A norm below it is none: float32 rounds subnormal elements by more than ROOM."""
 
 
@@ -77,7 +77,7 @@ def ceilings(aggregation: str, scales: Sequence[float], norms: Sequence[Sequence
     rounded = 0.0 if bits == 32 else min(1.0, sqrt(block) / (2**bits - 2))
     factor = (1.0 if aggregation in ("clipped", "mean") else sqrt(2.0)) * (1.0 + rounded) * (ROOM * ROOM)
     longest = (max(scale * norm for scale, norm in zip(scales, cell, strict=True)) for cell in zip(*norms, strict=True))
-    return [factor * norm + _NOTHING for norm in longest]
+    return [factor * norm + NOTHING for norm in longest]
 
 
 def _lower_median(values: Sequence[float], weights: Sequence[float]) -> float:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from protocols.canonical import Signed, digest
+from protocols.canonical import Signed
 from protocols.grouping import ATTEMPTS, Roster
 from protocols.lineage import Entry, Tip
 from protocols.refusal import Refused
@@ -21,9 +21,9 @@ from protocols.rules import RunRules
 from protocols.settling import Vote, merkle
 from tapestryd.base import Next
 from tapestryd.errors import DiskFull
-from tapestryd.exchange import Exchange
+from tapestryd.exchange import Exchange, Offer, TooLarge
 from tapestryd.keeper import Keeper
-from tapestryd.swarm.gather import Gathering
+from tapestryd.swarm.gather import Gathered, Gathering
 from tapestryd.swarm.meeting import Meeting
 from tapestryd.swarm.node import Node
 from tapestryd.swarm.reduce import Reduction
@@ -39,15 +39,17 @@ _ENOUGH_MS = 50
 class Round:
     """What one round has come to so far. `present`: peers seen live on our base at the boundary, ourselves included."""
 
-    def __init__(self, number: int, fragment: int, before: Tip, delta: Tensor, others: Sequence[str]) -> None:
+    def __init__(self, number: int, fragment: int, before: Tip, delta: Tensor, others: Sequence[str], steps: int) -> None:
         self.number = number
         self.fragment = fragment
         self.before = before
         self.delta = delta
         self.others = tuple(others)
+        self.steps = steps
+        self.offer: Offer | None = None
+        self.gathered: Gathered | None = None
         self.exchange: Exchange | None = None
         self.meeting: Meeting | None = None
-        self.offers: list[bytes] = []
         self.step: Next | None = None
         self.vote: Vote | None = None
         self.certificate: list[Signed] = []
@@ -75,11 +77,12 @@ class Averaging:
         self._now_ms = now_ms
         self._residual = torch.zeros(keeper.base.layout.elements, dtype=torch.float32)
 
-    def begin(self, number: int, delta: Tensor, others: Sequence[str]) -> None:
-        """`delta`: our own copy, (n_f,) float32, of the fragment whose turn it is. `others`: peers seen on our base."""
+    def begin(self, number: int, delta: Tensor, others: Sequence[str], steps: int) -> None:
+        """`delta`: our own copy, (n_f,) float32, of the fragment whose turn it is, after `steps` local steps. `others`: peers
+        seen on our base."""
         assert self._keeper.base.tip is not None
         fragment = number % self._keeper.base.layout.fragments
-        self.round = Round(number, fragment, self._keeper.base.tip, delta, others)
+        self.round = Round(number, fragment, self._keeper.base.tip, delta, others, steps)
 
     async def run(self, stage: Coroutine[Any, Any, Event], number: int) -> Event:
         """A stage's event, or Failed with the reason that status and log will show."""
@@ -97,52 +100,58 @@ class Averaging:
             log.error("round=%d %s", number, full)
             return Failed(number, "disk_full")
 
-    async def gather(self, reducer: bool) -> Event:
-        """`reducer`: others can dial us, so we can reduce a part."""
+    async def gather(self, rate: int) -> Event:
+        """`rate`: bytes per second that we can reduce a part with; 0 if others cannot dial us."""
         r = self._at_hand()
+        owed = await asyncio.to_thread(torch.add, r.delta, self._residual[self._keeper.base.slice(r.fragment)])
+        r.offer = await asyncio.to_thread(Offer, self.rules, owed)
         window_s = (self.rules.schedule.gather_by(r.number) - self._now_ms()) / 1000
         windows = [window_s * (attempt + 1) / ATTEMPTS for attempt in range(ATTEMPTS)]
-        roster = await self._gathering.perform(r.number, r.fragment, r.before.base, r.others, reducer, windows)
+        r.gathered = await self._gathering.perform(r.number, r.fragment, r.before.base, r.others, r.offer.claim(r.steps, rate), windows)
+        roster = r.gathered.roster
         log.info("round=%d roster of %d, %d reduce", roster.round, len(roster.members), len(roster.reducers))
         return Rostered(roster)
 
     async def reduce(self, roster: Roster) -> Event:
         r = self._at_hand()
-        schedule, here = self.rules.schedule, self._keeper.base.slice(r.fragment)
-        owed = await asyncio.to_thread(torch.add, r.delta, self._residual[here])
-        exchange = Exchange(self.rules, roster, self._node.peer_id, owed)
+        assert r.offer is not None
+        schedule = self.rules.schedule
+        exchange = Exchange(self.rules, roster, self._node.peer_id, r.offer)
         r.exchange = exchange
-        r.meeting = Meeting(roster, exchange.owed.numel(), self.rules.codec.block, self._loop_time(schedule.deadline(r.number)))
-        r.offers = await asyncio.to_thread(exchange.offers)
+        r.meeting = Meeting(roster, r.offer.owed.numel(), self.rules.codec.block, self._loop_time(schedule.deadline(r.number)))
 
-        async def aggregate(elements: int, offers: Mapping[int, bytes | bytearray]) -> bytes:
-            blob, refused = await asyncio.to_thread(exchange.reduce, elements, offers)
+        async def aggregate(part: int, offers: Mapping[int, bytes | bytearray]) -> bytes:
+            blob, refused = await asyncio.to_thread(exchange.reduce, part, offers)
             for place, fault in refused:
                 self._node.refused(fault, "offer", roster.members[place])
             return blob
 
         closes = schedule.reduce_by(r.number)
         by, give_up = self._loop_time(closes), self._loop_time((closes + schedule.deadline(r.number)) // 2)
-        await self._reduction.perform(r.meeting, r.offers, aggregate, by, give_up)
+        await self._reduction.perform(r.meeting, exchange.offers(), aggregate, by, give_up)
         return Reduced(r.number)
 
     async def settle(self) -> Event:
         r = self._at_hand()
         assert r.exchange is not None
         assert r.meeting is not None
-        exchange, roster = r.exchange, r.exchange.roster
+        exchange, meeting, roster = r.exchange, r.meeting, r.exchange.roster
 
         async def compute(blobs: list[bytes]) -> Vote:
-            mean, coverage = await asyncio.to_thread(exchange.mean, blobs)
+            try:
+                mean, coverage = await asyncio.to_thread(exchange.mean, blobs)
+            except TooLarge as fault:
+                self._node.refused(fault, "part", roster.reducers[fault.part])
+                raise
             r.step = await asyncio.to_thread(self._keeper.base.next, r.fragment, mean)
             return Vote(
                 run=self.rules.run_id, round=r.number, fragment=r.fragment, roster=roster.digest,
-                root=merkle([digest(blob) for blob in blobs]), coverage_ppm=coverage, before=r.before.base, after=r.step.base,
+                root=merkle(meeting.digests()), coverage_ppm=coverage, before=r.before.base, after=r.step.base,
                 height=r.before.height + 1, weight=r.before.weight + len(roster.members),
             )  # fmt: skip
 
         by = self._loop_time(self.rules.schedule.deadline(r.number) - _ENOUGH_MS)
-        r.vote, r.certificate = await self._settlement.perform(r.meeting, compute, r.present, by)
+        r.vote, r.certificate = await self._settlement.perform(meeting, compute, r.present, by)
         return Settled(r.number)
 
     async def commit(self) -> Event:
@@ -152,8 +161,8 @@ class Averaging:
         assert r.vote is not None
         assert r.step is not None
         blobs = [r.meeting.blobs[part] for part in range(len(r.meeting.slices))]
-        left = await asyncio.to_thread(r.exchange.residual, blobs, r.offers)
-        entry = Entry(r.vote, r.exchange.roster, tuple(map(digest, blobs)), tuple(map(len, blobs)), tuple(r.certificate))
+        left = await asyncio.to_thread(r.exchange.residual, blobs)
+        entry = Entry(r.vote, r.exchange.roster, r.meeting.digests(), tuple(map(len, blobs)), tuple(r.certificate))
         tip = await self._keeper.commit(entry, blobs, r.step)
         self._residual[self._keeper.base.slice(r.fragment)] = left
         return Committed(r.number, tip)
@@ -171,8 +180,8 @@ class Averaging:
         """A round came by replay. If it is one that we gave up when our offers were out already, what is in its mean must not
         be sent again: our local progress, which the replay leaves in place, still contains it."""
         r = self._last
-        if r is not None and r.exchange is not None and r.exchange.roster.digest == entry.vote.roster and r.offers:
-            self._residual[self._keeper.base.slice(r.fragment)] += r.exchange.residual(parts, r.offers) - r.exchange.owed
+        if r is not None and r.exchange is not None and r.exchange.roster.digest == entry.vote.roster:
+            self._residual[self._keeper.base.slice(r.fragment)] += r.exchange.residual(parts) - r.exchange.offer.owed
             self._last = None
 
     def _loop_time(self, swarm_ms: int) -> float:

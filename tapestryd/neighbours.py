@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import math
+import random
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -199,6 +200,14 @@ class Neighbours:
     def addresses(self) -> list[str]:
         """One address each, with peer id: for invites, and for coming back."""
         return [f"{known.presence.addrs[0]}/p2p/{peer}" for peer, known in self._known.items() if known.presence.addrs]
+
+    def addresses_of(self, peer: str) -> tuple[str, ...]:
+        known = self._known.get(peer)
+        return known.presence.addrs if known else ()
+
+    def some(self) -> list[str]:
+        """All of them, in an order that is another one each time."""
+        return random.sample(sorted(self._known), len(self._known))
 
     def count(self) -> int:
         return len(self._known)

@@ -95,7 +95,10 @@ def _run(session: Session) -> control.Run:
 def _network(session: Session | None) -> control.Network:
     if session is None:
         return control.Network(0, "unknown", None)
-    return control.Network(session.neighbours.count(), "unknown", session.neighbours.clock()[1])
+    return control.Network(session.neighbours.count(), _REACHABLE[session.reach.reachable], session.neighbours.clock()[1])
+
+
+_REACHABLE = {None: "unknown", True: "yes", False: "no"}
 
 
 def _traffic(session: Session | None) -> control.Traffic:

@@ -34,6 +34,7 @@ from tapestryd.swarm.gather import Gathering
 from tapestryd.swarm.lineage import Donor, Fetcher
 from tapestryd.swarm.meeting import Meetings, Sizes
 from tapestryd.swarm.node import Node
+from tapestryd.swarm.reach import Reach
 from tapestryd.swarm.reduce import Reduction
 from tapestryd.swarm.settle import Settlement
 from tapestryd.swarm.streams import Gone
@@ -64,6 +65,7 @@ class Session:
         self.rules: RunRules | None = None
         self._fetcher = Fetcher(node, store.run_id, verify)
         self.neighbours = Neighbours(node, store.run_id, verify, self._fetcher, self._look)
+        self.reach = Reach(node, self.neighbours.addresses_of)
         self.history = History(store, node.meter)
         self.addresses: list[str] = []
         self.member: rounds.Member | None = None
@@ -170,11 +172,11 @@ class Session:
         gathering = Gathering(
             self.node, rules.run_id, rules.averaging.min_peers, self.identity.sign, verify, lambda: rules.schedule.round_at(now_ms())
         )
-        reduction = Reduction(self.node, meetings, sizes)
-        settlement = Settlement(self.node, meetings, sizes, self.identity.sign, verify)
+        reduction = Reduction(self.node, meetings, sizes, self.identity.sign, verify)
+        settlement = Settlement(self.node, meetings, sizes, self.identity.sign, verify, self.store.keep_proof)
         donor = Donor(self.node, self.store)
         self.averaging = Averaging(rules, self.keeper, self.node, gathering, reduction, settlement, now_ms)
-        for room in (gathering, reduction, settlement, donor):
+        for room in (gathering, reduction, settlement, donor, self.reach):
             await room.serve()
 
     async def _watch(self) -> None:
@@ -196,6 +198,7 @@ class Session:
                 self._kept = time.monotonic()
                 self.addresses = await self.node.addresses()
                 self._keep_peers(self.neighbours.addresses())
+                self._spawn(self.reach.ask(self.neighbours.some()))
             await asyncio.sleep(interval)
 
     def _look(self) -> None:
@@ -260,7 +263,7 @@ class Session:
             case rounds.Rest():
                 self._order(Stop(0, 0))
             case rounds.Gather(round):
-                self._stage_is(round, self.averaging.gather(bool(self.addresses)))
+                self._stage_is(round, self.averaging.gather(self.node.meter.rate() if self.reach.reachable is not False else 0))
             case rounds.Reduce(roster):
                 self._stage_is(roster.round, self.averaging.reduce(roster))
             case rounds.Settle(round):
@@ -315,7 +318,7 @@ class Session:
         if delta is None:
             self.feed(rounds.Failed(report.round, "not_finite"))
             return
-        self.averaging.begin(report.round, delta, self.neighbours.on_base(base.tip))
+        self.averaging.begin(report.round, delta, self.neighbours.on_base(base.tip), report.steps)
         self.feed(rounds.Trained(report.round))
 
     def _down(self) -> None:

@@ -13,7 +13,7 @@ from protocols.lineage import Entry, Snapshot, Tip, base_digest
 from protocols.rules import RunRules
 from protocols.settling import Vote, merkle
 from tapestryd.base import Next, SharedBase, describe
-from tapestryd.exchange import Exchange
+from tapestryd.exchange import Exchange, Offer
 from tests.people import CAST, Person, certified, roster
 from tests.people import rules as plain_rules
 
@@ -60,8 +60,8 @@ class Line:
         fragment = round % self.base.layout.fragments
         of = roster(people, round=round, fragment=fragment, before=self.base.tip.base, run=self.rules.run_id)
         deltas = [noise(self.base.layout.size(fragment), seed * 1000 + round * 10 + place) for place in range(len(of.members))]
-        exchanges = [Exchange(self.rules, of, member, delta) for member, delta in zip(of.members, deltas, strict=True)]
-        blobs = reduced(exchanges)
+        exchanges = exchanging(self.rules, of, deltas)
+        of, blobs = exchanges[0].roster, reduced(exchanges)
         mean, coverage = exchanges[0].mean(blobs)
         step = self.base.next(fragment, mean)
         entry = certified(of, blobs, people, voted(self.rules, of, blobs, self.base.tip, step, coverage))
@@ -91,6 +91,14 @@ class Line:
         return made, path
 
 
+def exchanging(rules: RunRules, of: Roster, deltas: Sequence[Tensor]) -> list[Exchange]:
+    """Every member's numbers, in a roster with true claims. `deltas[i]`: of the i-th member, (n_f,) float32."""
+    offers = [Offer(rules, delta) for delta in deltas]
+    claims = tuple(offer.claim(claim.steps, claim.rate) for offer, claim in zip(offers, of.claims, strict=True))
+    of = replace(of, claims=claims)
+    return [Exchange(rules, of, member, offer) for member, offer in zip(of.members, offers, strict=True)]
+
+
 def reduced(exchanges: Sequence[Exchange], absent: dict[int, set[int]] | None = None) -> list[bytes]:
     """All parts, each by its own reducer. `absent[part]`: places whose offer does not come there."""
     of = exchanges[0].roster
@@ -98,9 +106,8 @@ def reduced(exchanges: Sequence[Exchange], absent: dict[int, set[int]] | None = 
     blobs = []
     for part, reducer in enumerate(of.reducers):
         by = exchanges[of.members.index(reducer)]
-        start, stop = by.slices[part]
         here = {place: offers[place][part] for place in range(len(exchanges)) if place not in (absent or {}).get(part, set())}
-        blob, refused = by.reduce(stop - start, here)
+        blob, refused = by.reduce(part, here)
         assert not refused
         blobs.append(blob)
     return blobs

@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from protocols import TREATY
 from protocols.canonical import Signed, digest
-from protocols.grouping import Roster, order
+from protocols.grouping import CELLS, Claim, Roster, order
 from protocols.identity import peer_id
 from protocols.lineage import Entry
 from protocols.membership import Delegation
@@ -56,6 +56,9 @@ RULES = RunRules(
     outer=Outer("1.0", "0.5"), codec=Codec(8, 8, 64), averaging=Averaging(2, "mean", "uniform", 2, "0.5"),
 )  # fmt: skip
 RUN = RULES.run_id
+RATE = 1 << 20
+BLANK = Claim(10, RATE, (0.0,) * CELLS)
+"""Of an offer that holds nothing."""
 
 
 def rules(fragments: int = 2, bits: int = 8, **averaging: object) -> RunRules:
@@ -74,9 +77,10 @@ def delegations(
 def roster(
     people: Sequence[Person], *, round: int = 7, fragment: int = 1, before: str = "b0" * 32, run: str = RUN, reducers: int = 0
 ) -> Roster:
-    """`reducers` 0: all of them."""
+    """`reducers`: how many of the members, the first ones, reduce; 0: all. Nobody's offer holds anything: see lineages.exchanging."""
     members = order(run, round, [person.peer for person in people])
-    return Roster(run, round, fragment, before, tuple(members), tuple(members[: reducers or len(members)]))
+    claims = [BLANK if place < (reducers or len(members)) else replace(BLANK, rate=0) for place in range(len(members))]
+    return Roster(run, round, fragment, before, tuple(members), tuple(claims))
 
 
 def vote(of: Roster, parts: Sequence[bytes], **changed: object) -> Vote:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from protocols.grouping import BITMAP_BYTES, in_bitmap
 from protocols.refusal import Reason, Refused
 from tapestryd.exchange import Exchange, assemble, offer_bytes, part_bytes
-from tests.lineages import PEOPLE, noise, reduced
+from tests.lineages import PEOPLE, exchanging, noise, reduced
 from tests.people import roster, rules
 
 
@@ -21,7 +21,7 @@ def exchanges(
     made = rules(fragments, bits)
     of = roster(PEOPLE[:members], fragment=fragment, run=made.run_id, reducers=reducers)
     size = made.layout().size(fragment)
-    return [Exchange(made, of, member, noise(size, place, scale)) for place, member in enumerate(of.members)]
+    return exchanging(made, of, [noise(size, place, scale) for place in range(members)])
 
 
 @pytest.mark.parametrize("members", [2, 3, 6])
@@ -40,9 +40,9 @@ def test_all_come_to_the_same_bits(members: int, fragments: int, bits: int) -> N
 def test_at_32_bits_it_is_the_plain_mean(reducers: int) -> None:
     """The oracle knows nothing of parts, codecs and reducers: float64 sum in roster order, one division, one rounding."""
     made = exchanges(4, bits=32, reducers=reducers)
-    total = np.zeros(made[0].owed.numel(), dtype=np.float64)
+    total = np.zeros(made[0].offer.owed.numel(), dtype=np.float64)
     for exchange in made:
-        total += exchange.owed.numpy().astype(np.float64)
+        total += exchange.offer.owed.numpy().astype(np.float64)
     mean, _ = made[0].mean(reduced(made))
     assert mean.numpy().tobytes() == (total / 4).astype(np.float32).tobytes()
 
@@ -50,8 +50,8 @@ def test_at_32_bits_it_is_the_plain_mean(reducers: int) -> None:
 def test_at_8_bits_it_is_the_mean_within_two_scales() -> None:
     made = exchanges(4)
     mean, _ = made[0].mean(reduced(made))
-    plain = torch.stack([exchange.owed for exchange in made]).mean(0)
-    worst = max(float(exchange.owed.abs().max()) for exchange in made) / 127
+    plain = torch.stack([exchange.offer.owed for exchange in made]).mean(0)
+    worst = max(float(exchange.offer.owed.abs().max()) for exchange in made) / 127
     assert float((mean - plain).abs().max()) <= worst * 1.01
 
 
@@ -75,9 +75,9 @@ def test_one_fragment_is_the_whole_vector() -> None:
             vector = torch.zeros(whole.layout().elements)
             for span in inside:
                 a, b = offsets[span.name]
-                vector[a:b] = exchange.owed[span.start - start : span.stop - start]
+                vector[a:b] = exchange.offer.owed[span.start - start : span.stop - start]
             vectors.append(vector)
-        plain = [Exchange(whole, of, member, vector) for member, vector in zip(of.members, vectors, strict=True)]
+        plain = exchanging(whole, of, vectors)
         flat, _ = plain[0].mean(reduced(plain))
         for span in inside:
             a, b = offsets[span.name]
@@ -95,17 +95,18 @@ def test_the_residual_is_exact(data: st.DataObject, bits: int) -> None:
     absent = {part: set(data.draw(st.lists(st.integers(0, 2), max_size=2))) for part in range(3)}
     blobs = reduced(made, absent)
     for place, exchange in enumerate(made):
-        before = exchange.owed.clone()
+        before = exchange.offer.owed.clone()
         offers = exchange.offers()
-        left = exchange.residual(blobs, offers)
-        assert torch.equal(exchange.owed, before)
+        left = exchange.residual(blobs)
+        assert torch.equal(exchange.offer.owed, before)
         for part, (start, stop) in enumerate(exchange.slices):
             if place in absent[part]:
                 assert torch.equal(left[start:stop], before[start:stop])
             elif bits == 32:
                 assert not left[start:stop].any()
             else:
-                alone, _ = exchange.reduce(stop - start, {place: offers[part]})  # its mean is what the others decoded, encoded again
+                reducer = made[exchange.roster.members.index(exchange.roster.reducers[part])]
+                alone, _ = reducer.reduce(part, {place: offers[part]})  # its mean is what the others decoded, encoded again
                 assert in_bitmap(alone[:BITMAP_BYTES], 3) == [place]
                 sent = before[start:stop] - left[start:stop]
                 scales = np.frombuffer(offers[part][: 4 * -(-(stop - start) // 64)], "<f4")
@@ -123,11 +124,9 @@ def test_error_feedback_makes_up_for_the_codec() -> None:
     delta = noise(size, 5) * torch.logspace(-4, 0, size)
     total, owed = torch.zeros(size), torch.zeros(size)
     for _ in range(50):
-        mine, other = (
-            Exchange(made, of, member, value) for member, value in zip(of.members, (delta + owed, torch.zeros(size)), strict=True)
-        )
+        mine, other = exchanging(made, of, [delta + owed, torch.zeros(size)])
         blobs = reduced([mine, other])
-        owed = mine.residual(blobs, mine.offers())
+        owed = mine.residual(blobs)
         total += mine.mean(blobs)[0] * 2
     assert float((total + owed - 50 * delta).abs().max()) < 50 * float(delta.abs().max()) * 0.01
     assert float((total / 50 - delta).abs().max()) < float(delta.abs().max()) / 127
@@ -154,18 +153,17 @@ def test_a_hostile_offer_is_left_out_and_named(hostile: object) -> None:
     start, stop = made[0].slices[0]
     size = offer_bytes(made[0].rules, stop - start)
     offers = {place: exchange.offers()[0] for place, exchange in enumerate(made)}
-    blob, refused = made[0].reduce(stop - start, {**offers, 1: hostile(size) if callable(hostile) else hostile})
+    blob, refused = made[0].reduce(0, {**offers, 1: hostile(size) if callable(hostile) else hostile})
     assert [place for place, _ in refused] == [1]
     assert in_bitmap(blob[:BITMAP_BYTES], 3) == [0, 2]
-    assert blob == made[0].reduce(stop - start, {0: offers[0], 2: offers[2]})[0]
+    assert blob == made[0].reduce(0, {0: offers[0], 2: offers[2]})[0]
     assert len(blob) == part_bytes(made[0].rules, stop - start)
 
 
 def test_the_order_of_arrival_does_not_matter() -> None:
     made = exchanges(5, bits=32)
-    start, stop = made[0].slices[0]
     offers = {place: exchange.offers()[0] for place, exchange in enumerate(made)}
-    assert made[0].reduce(stop - start, offers) == made[0].reduce(stop - start, dict(reversed(offers.items())))
+    assert made[0].reduce(0, offers) == made[0].reduce(0, dict(reversed(offers.items())))
 
 
 @given(st.lists(st.binary(max_size=80), min_size=2, max_size=2))
@@ -180,11 +178,11 @@ def test_more_reducers_than_blocks() -> None:
     base = rules(1)
     tiny = replace(base, model=replace(base.model, tensors=("a 70",)))
     of = roster(PEOPLE, fragment=0, run=tiny.run_id)
-    made = [Exchange(tiny, of, member, noise(70, place)) for place, member in enumerate(of.members)]
+    made = exchanging(tiny, of, [noise(70, place) for place in range(len(of.members))])
     assert [stop - start for start, stop in made[0].slices] == [0, 0, 64, 0, 0, 6]
     blobs = reduced(made)
     mean, coverage = made[3].mean(blobs)
     assert coverage == 1_000_000
-    assert torch.equal(assemble(tiny, of, blobs)[0], mean)
-    left = made[0].residual(blobs, made[0].offers())
+    assert torch.equal(assemble(tiny, made[0].roster, blobs)[0], mean)
+    left = made[0].residual(blobs)
     assert float(left.abs().max()) < 1e-3

@@ -18,7 +18,7 @@ ROOMS = {
         "protocols", "tapestryd.training", "tapestryd.errors", "torch", "numpy", "transformers", "tokenizers", "safetensors",
         "bitsandbytes", "pyarrow", "zstandard",
     },
-    "tapestryd.swarm": {"protocols", "tapestryd.swarm", "tapestryd.errors", "torch", "hivemind"},
+    "tapestryd.swarm": {"protocols", "tapestryd.swarm", "tapestryd.errors", "torch", "hivemind", "multiaddr"},
     "tapestryd.host": {"protocols", "tapestryd.host", "tapestryd.training", "tapestryd.errors", "tapestryd.config", "tapestryd.settings",
                        "tapestryd.__version__", "torch", "numpy", "transformers", "cryptography", "aiohttp"},
     "tapestryd.config": {"protocols", "tapestryd.errors", "tapestryd.settings"},

@@ -9,6 +9,7 @@
         ├── rules.json          canonical run rules
         ├── tokenizer.json      if the rules name one
         ├── rounds.jsonl        what this node lived through, one story a line
+        ├── proofs/             equivocations: two signed statements of which only one can be true, a pair a file
         ├── log/0000000012.entry
         └── snapshots/0000000008.{json,base}
 Knows files and digests; nothing of peers, rounds or tensors beyond bytes.
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import IO
 
 from protocols import limits
-from protocols.canonical import Verify, digest
+from protocols.canonical import Signed, Verify, digest, dumps
 from protocols.control import Story
 from protocols.layout import Layout
 from protocols.lineage import Entry, Snapshot
@@ -39,6 +40,7 @@ log = logging.getLogger(__name__)
 
 SCHEMA = "1"
 STORIES = 500
+PROOFS = 256
 
 
 @contextmanager
@@ -265,6 +267,17 @@ class RunStore:
         log.warning("our branch was superseded; its files are kept in %s", aside)
 
     # History.
+
+    def keep_proof(self, one: Signed, other: Signed) -> None:
+        """Proof that their signer said two things. At most PROOFS are kept; the first ones stay."""
+        folder = self.path / "proofs"
+        try:
+            folder.mkdir(exist_ok=True)
+            if sum(1 for _ in folder.iterdir()) < PROOFS:
+                pair = {"statements": [one.to_json(), other.to_json()]}
+                write(folder / f"{one.peer}-{one.body['roster'][:16]}-{one.kind}.json", dumps(pair))
+        except DiskFull as full:
+            log.error("%s", full)
 
     def tell(self, story: Story) -> None:
         with saying_disk_full(self.path), (self.path / "rounds.jsonl").open("a") as file:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from protocols import limits
 from protocols.canonical import Json, Sign, Signed, Verify, take
-from protocols.grouping import ATTEMPTS, Roster, accept, order
+from protocols.grouping import ATTEMPTS, Claim, Roster, accept, order
 from protocols.refusal import Reason, Refused
 from tapestryd.swarm.node import Node
 from tapestryd.swarm.streams import Gone, Stream
@@ -28,12 +28,20 @@ _PARKED_ROUNDS = 4
 class _Parked:
     """Calls of one (round, base), until our own gathering of it answers them."""
 
-    callers: dict[str, bool] = field(default_factory=dict)
-    """peer → whether it can reduce"""
+    callers: dict[str, Claim] = field(default_factory=dict)
     answer: "asyncio.Future[Json]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     led: bool = False
     """Our own roster is being made of it: never put out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """A roster, and who was to lead before `leader` and did not, with the reason."""
+
+    roster: Roster
+    leader: str
+    passed_over: tuple[tuple[str, str], ...]
 
 
 class Gathering:
@@ -51,7 +59,8 @@ class Gathering:
 
     async def _called(self, stream: Stream) -> None:
         head, _ = await stream.receive(0)
-        take(head, {"round": int, "before": str, "reducer": bool})
+        take(head, {"round": int, "before": str, "claim": dict})
+        claim = Claim.from_body(head["claim"])
         if abs(head["round"] - self._round_now()) > 1:
             raise Refused(Reason.OTHER_ROUND, f"round {head['round']} is not now")
         for key, other in list(self._parked.items()):  # one call a peer: nobody crowds out the others
@@ -60,7 +69,7 @@ class Gathering:
         parked = self._park((head["round"], head["before"]))
         if len(parked.callers) >= limits.ROSTER_MEMBERS - 1:  # the leader is one too
             raise Refused(Reason.OUT_OF_RANGE, "the roster is full")
-        parked.callers[stream.peer] = head["reducer"]
+        parked.callers[stream.peer] = claim
         parked.changed.set()
         await stream.send({"accepted": True})
         try:
@@ -83,8 +92,8 @@ class Gathering:
             parked.answer.set_result(answer)
 
     async def perform(
-        self, round: int, fragment: int, before: str, others: Sequence[str], reducer: bool, windows_s: Sequence[float]
-    ) -> Roster:
+        self, round: int, fragment: int, before: str, others: Sequence[str], claim: Claim, windows_s: Sequence[float]
+    ) -> Gathered:
         """The roster of this round. `others`: peers seen on this base; `windows_s[i]`: seconds from now in which leader i's
         roster closes. Raises Gone when no leader came to one that we are in."""
         loop = asyncio.get_running_loop()
@@ -92,25 +101,26 @@ class Gathering:
         me = self._node.peer_id
         leaders = order(self._run, round, [me, *others])[:ATTEMPTS]
         key = (round, before)
-        why = "nobody to call"
+        passed_over: list[tuple[str, str]] = []
         margin = windows_s[0] / 2  # whoever is in a roster and gives it up costs everybody the round
         try:
             for leader, window in zip(leaders, windows_s, strict=False):
                 closes = start + window
                 try:
                     if leader == me:
-                        return await self._lead(key, fragment, others, reducer, closes)
-                    roster = await self._call(leader, key, fragment, reducer, closes + margin)
-                    self._close(key, {"refused": Reason.OTHER_ROSTER.value, "detail": f"{leader[-6:]} leads"})
-                    return roster
+                        roster = await self._lead(key, fragment, others, claim, closes)
+                    else:
+                        roster = await self._call(leader, key, fragment, claim, closes + margin)
+                        self._close(key, {"refused": Reason.OTHER_ROSTER.value, "detail": f"{leader[-6:]} leads"})
+                    return Gathered(roster, leader, tuple(passed_over))
                 except (Gone, Refused) as error:
-                    why = str(error)
+                    passed_over.append((leader, str(error)))
                     log.info("round=%d leader=%s gives no roster: %s", round, leader[-6:], error)
-            raise Gone(why)
+            raise Gone(passed_over[-1][1])
         finally:  # also when the round is dropped under us: whoever called must not wait here, nor keep a place
             self._close(key, {"refused": Reason.OTHER_ROUND.value, "detail": "no roster here either"})
 
-    async def _lead(self, key: tuple[int, str], fragment: int, others: Sequence[str], reducer: bool, closes: float) -> Roster:
+    async def _lead(self, key: tuple[int, str], fragment: int, others: Sequence[str], claim: Claim, closes: float) -> Roster:
         """Wait until all `others` have called or the window is over."""
         loop = asyncio.get_running_loop()
         parked = self._park(key)
@@ -119,23 +129,22 @@ class Gathering:
             parked.changed.clear()
             with suppress(TimeoutError):
                 await asyncio.wait_for(parked.changed.wait(), max(0.0, closes - loop.time()))
-        members = order(self._run, key[0], {self._node.peer_id, *parked.callers})
-        able = {peer for peer, can in parked.callers.items() if can} | ({self._node.peer_id} if reducer else set())
-        reducers = tuple(peer for peer in members if peer in able)
-        if len(members) < self._min_peers or not reducers:
+        claims = {**parked.callers, self._node.peer_id: claim}
+        members = order(self._run, key[0], claims)
+        if len(members) < self._min_peers or not any(claim.rate for claim in claims.values()):
             self._close(key, {"refused": Reason.OUT_OF_RANGE.value, "detail": f"only {len(members)} came"})
             raise Gone(f"only {len(members)} of at least {self._min_peers} came to our own roster")
-        roster = Roster(self._run, key[0], fragment, key[1], tuple(members), reducers)
+        roster = Roster(self._run, key[0], fragment, key[1], tuple(members), tuple(claims[peer] for peer in members))
         self._close(key, {"roster": Signed.make("roster", roster.to_body(), self._node.peer_id, self._sign).to_json()})
         return roster
 
-    async def _call(self, leader: str, key: tuple[int, str], fragment: int, reducer: bool, closes: float) -> Roster:
+    async def _call(self, leader: str, key: tuple[int, str], fragment: int, claim: Claim, closes: float) -> Roster:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout_at(closes):
                 stream = await self._node.open(leader, "call")
                 try:
-                    await stream.send({"round": key[0], "before": key[1], "reducer": reducer})
+                    await stream.send({"round": key[0], "before": key[1], "claim": claim.to_body()})
                     await stream.answer(timeout=_ACK_S)
                     head, _ = await stream.answer(timeout=max(0.0, closes - loop.time()))
                 finally:
@@ -145,5 +154,5 @@ class Gathering:
         take(head, {"roster": dict})
         return accept(
             head["roster"], run=self._run, round=key[0], fragment=fragment, before=key[1], me=self._node.peer_id,
-            leader=leader, min_peers=self._min_peers, verify=self._verify,
+            claim=claim, leader=leader, min_peers=self._min_peers, verify=self._verify,
         )  # fmt: skip

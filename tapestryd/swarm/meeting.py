@@ -7,8 +7,8 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from protocols.canonical import Signed
-from protocols.grouping import Roster, parts
+from protocols.canonical import Signed, digest
+from protocols.grouping import Roster
 from protocols.refusal import Reason, Refused
 from protocols.settling import Vote
 
@@ -28,18 +28,33 @@ class Sizes:
 class Meeting:
     """`slices[i]`: elements of the fragment that reducer i reduces. `offering`: members that
     have begun to send us their part, and `offers`: what came.
-    `blobs[i]`: part i as its reducer published it. `ends`: loop time after which nobody waits for anything of this round.
+    `blobs[i]`: part i as its reducer published it, `made[i]`: its reducer's signed word that it did; `repaired[i]`: which other
+    member we had it from. `ends`: loop time after which nobody waits for anything of this round.
     `ballots`: first vote of each member, with the parts' digests."""
 
     def __init__(self, roster: Roster, elements: int, block: int, ends: float) -> None:
         self.roster = roster
         self.ends = ends
-        self.slices = parts(elements, len(roster.reducers), block)
+        self.slices = roster.slices(elements, block)
         self.offering: set[str] = set()
         self.offers: dict[str, bytearray] = {}
         self.blobs: dict[int, bytes] = {}
+        self.made: dict[int, Signed] = {}
+        self.repaired: dict[int, str] = {}
         self.ballots: dict[str, tuple[Signed, Vote, tuple[str, ...]]] = {}
         self.changed = asyncio.Condition()
+
+    async def take(self, part: int, blob: bytes | bytearray, made: Signed) -> None:
+        """Keep a part, if these are the bytes that its reducer signed for, and it is not here yet. Refused otherwise."""
+        if await asyncio.to_thread(digest, blob) != made.body["digest"]:
+            raise Refused(Reason.BAD_DIGEST, f"part {part} is not what its reducer signed for")
+        if part not in self.blobs:
+            self.blobs[part], self.made[part] = bytes(blob), made
+        await self.note()
+
+    def digests(self) -> tuple[str, ...]:
+        """Of all parts, which must be here."""
+        return tuple(self.made[part].body["digest"] for part in range(len(self.slices)))
 
     async def note(self) -> None:
         """Something arrived: wake whoever waits."""

@@ -8,9 +8,10 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-from protocols.canonical import take
+from protocols.canonical import Sign, Signed, Verify, digest, take
 from protocols.grouping import Roster
 from protocols.refusal import Reason, Refused
+from protocols.settling import made_by, part_body
 from tapestryd.swarm.meeting import Meeting, Meetings, Sizes
 from tapestryd.swarm.node import Node
 from tapestryd.swarm.streams import Gone, Stream
@@ -18,14 +19,16 @@ from tapestryd.swarm.streams import Gone, Stream
 log = logging.getLogger(__name__)
 
 Aggregate = Callable[[int, Mapping[int, bytes | bytearray]], Awaitable[bytes]]
-"""(elements, place in roster → encoded offer) → the part's bytes: bitmap and encoded mean. Leaves out what it refuses."""
+"""(part, place in roster → encoded offer) → the part's bytes: bitmap and encoded mean. Leaves out what it refuses."""
 
 
 class Reduction:
-    def __init__(self, node: Node, meetings: Meetings, sizes: Sizes) -> None:
+    def __init__(self, node: Node, meetings: Meetings, sizes: Sizes, sign: Sign, verify: Verify) -> None:
         self._node = node
         self._meetings = meetings
         self._sizes = sizes
+        self._sign = sign
+        self._verify = verify
 
     async def serve(self) -> None:
         await self._node.serve("reduce", self._offered)
@@ -51,7 +54,7 @@ class Reduction:
             await meeting.note()
         if not await meeting.wait(lambda: mine in meeting.blobs, meeting.ends):
             raise Gone("our part was never reduced")
-        await stream.send({"part": mine}, meeting.blobs[mine])
+        await stream.send({"made": meeting.made[mine].to_json()}, meeting.blobs[mine])
 
     def _my_part(self, roster: Roster) -> int | None:
         return roster.reducers.index(self._node.peer_id) if self._node.peer_id in roster.reducers else None
@@ -76,12 +79,12 @@ class Reduction:
     async def _reduce(self, meeting: Meeting, mine: int, own: bytes, aggregate: Aggregate, by: float) -> None:
         others = set(meeting.roster.members) - {self._node.peer_id}
         await meeting.wait(lambda: others <= set(meeting.offers), by)
-        start, stop = meeting.slices[mine]
         offers: dict[int, bytes | bytearray] = {meeting.index(peer): offer for peer, offer in list(meeting.offers.items())}
         offers[meeting.index(self._node.peer_id)] = own
-        meeting.blobs[mine] = await aggregate(stop - start, offers)
+        blob = await aggregate(mine, offers)
+        said = part_body(meeting.roster, mine, await asyncio.to_thread(digest, blob))
         meeting.offers.clear()
-        await meeting.note()
+        await meeting.take(mine, blob, Signed.make("part", said, self._node.peer_id, self._sign))
 
     async def _exchange(self, meeting: Meeting, part: int, offer: bytes) -> None:
         """Send our offer to reducer `part` and take its result; a part that does not come is left to settling."""
@@ -93,13 +96,13 @@ class Reduction:
                 await stream.send({"roster": meeting.roster.digest})
                 await stream.answer(timeout=meeting.ends - asyncio.get_running_loop().time())
                 await stream.send({}, offer)
-                _, blob = await stream.answer(self._sizes.part(stop - start), timeout=meeting.ends - asyncio.get_running_loop().time())
+                head, blob = await stream.answer(self._sizes.part(stop - start), timeout=meeting.ends - asyncio.get_running_loop().time())
             finally:
                 stream.close()
             if len(blob) != self._sizes.part(stop - start):
                 raise Refused(Reason.MALFORMED, f"a part of {len(blob)} bytes")
-            meeting.blobs[part] = bytes(blob)
-            await meeting.note()
+            take(head, {"made": dict})
+            await meeting.take(part, blob, made_by(head["made"], meeting.roster, part, self._verify))
         except Gone as gone:
             log.info("round=%d part=%d of %s did not come: %s", meeting.roster.round, part, peer[-6:], gone)
         except Refused as refused:

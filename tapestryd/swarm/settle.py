@@ -8,9 +8,9 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
-from protocols.canonical import Sign, Signed, Verify, digest, is_digest, take
+from protocols.canonical import Sign, Signed, Verify, is_digest, take
 from protocols.refusal import Reason, Refused
-from protocols.settling import Vote, merkle, quorum, winner
+from protocols.settling import Vote, equivocation, made_by, merkle, quorum, winner
 from tapestryd.swarm.meeting import Meeting, Meetings, Sizes
 from tapestryd.swarm.node import Node
 from tapestryd.swarm.streams import Gone, Stream
@@ -21,17 +21,23 @@ Compute = Callable[[list[bytes]], Awaitable[Vote]]
 """All parts in order → our vote on what they lead to. Raises Refused if they lead nowhere (coverage, non-finite)."""
 
 
+KeepProof = Callable[[Signed, Signed], None]
+"""Two statements of one peer of which only one can be true: proof of equivocation, to be kept."""
+
+
 class Unsettled(Exception):
     """No majority for a result that we hold. Carries the reason word."""
 
 
 class Settlement:
-    def __init__(self, node: Node, meetings: Meetings, sizes: Sizes, sign: Sign, verify: Verify) -> None:
+    def __init__(self, node: Node, meetings: Meetings, sizes: Sizes, sign: Sign, verify: Verify, keep_proof: KeepProof) -> None:
         self._node = node
         self._meetings = meetings
         self._sizes = sizes
         self._sign = sign
         self._verify = verify
+        self._keep_proof = keep_proof
+        self._comparing: asyncio.Task[None] | None = None
 
     async def serve(self) -> None:
         await self._node.serve("vote", self._voted)
@@ -47,9 +53,9 @@ class Settlement:
         parts = head["parts"]
         if len(parts) != len(meeting.roster.reducers) or not all(map(is_digest, parts)) or merkle(parts) != vote.root:
             raise Refused(Reason.BAD_DIGEST, "the parts do not have the root that is voted for")
-        held = meeting.ballots.setdefault(signed.peer, (signed, vote, tuple(parts)))
-        if held[1] != vote:
-            self._node.refusals["two_votes"] += 1
+        held, *_ = meeting.ballots.setdefault(signed.peer, (signed, vote, tuple(parts)))
+        if equivocation(held, signed):
+            self._convict(held, signed)
         await meeting.note()
         await stream.send({"counted": True})
 
@@ -61,19 +67,18 @@ class Settlement:
         blob = meeting.blobs.get(head["part"])
         if blob is None:
             raise Refused(Reason.STALE, "we do not have that part")
-        await stream.send({"part": head["part"]}, blob)
+        await stream.send({"made": meeting.made[head["part"]].to_json()}, blob)
 
     async def perform(self, meeting: Meeting, compute: Compute, present: int, by: float) -> tuple[Vote, list[Signed]]:
         """The agreed vote and its certificate. `present`: peers seen live on this base at the boundary, ourselves
         included; `by`: loop time. Raises Unsettled with the reason."""
         await self._repair(meeting, by)
-        blobs = [meeting.blobs[i] for i in range(len(meeting.slices))]
         try:
-            vote = await compute(blobs)
+            vote = await compute([meeting.blobs[part] for part in range(len(meeting.slices))])
         except Refused as refused:
             raise Unsettled(refused.reason.value if refused.reason is not Reason.OUT_OF_RANGE else "coverage") from None
         signed = Signed.make("vote", vote.to_body(), self._node.peer_id, self._sign)
-        parts = tuple(digest(blob) for blob in blobs)
+        parts = meeting.digests()
         meeting.ballots[self._node.peer_id] = (signed, vote, parts)
         others = [peer for peer in meeting.roster.members if peer != self._node.peer_id]
         pushes = [asyncio.create_task(self._push(peer, signed, parts)) for peer in others]
@@ -96,6 +101,8 @@ class Settlement:
         finally:
             for push in pushes:
                 push.cancel()
+            if any(named != parts for _, _, named in meeting.ballots.values()):
+                self._comparing = asyncio.create_task(self._compare(meeting))
         return vote, [ballot[0] for ballot in meeting.ballots.values() if ballot[1] == vote]
 
     async def _push(self, peer: str, vote: Signed, parts: tuple[str, ...]) -> None:
@@ -117,7 +124,7 @@ class Settlement:
         def backers() -> list[str]:
             """Voters whom we have not asked for parts that enough of them voted for, and that do not gainsay what we hold."""
             named = Counter(ballot[2] for ballot in meeting.ballots.values())
-            held = {part: digest(blob) for part, blob in meeting.blobs.items()}
+            held = {part: made.body["digest"] for part, made in meeting.made.items()}
             return [
                 peer
                 for peer, ballot in meeting.ballots.items()
@@ -133,16 +140,44 @@ class Settlement:
 
     async def _fetch(self, meeting: Meeting, peer: str, named: tuple[str, ...]) -> None:
         for part in set(range(len(named))) - set(meeting.blobs):
-            start, stop = meeting.slices[part]
             try:
-                head = {"roster": meeting.roster.digest, "part": part}
-                _, blob = await self._node.ask(peer, "part", head, body_bytes=self._sizes.part(stop - start))
-                if digest(bytes(blob)) != named[part]:
+                blob, made = await self._part(meeting, peer, part)
+                if made.body["digest"] != named[part]:
                     raise Refused(Reason.BAD_DIGEST, f"part {part} is not what {peer[-6:]} voted for")
-                meeting.blobs[part] = bytes(blob)
+                await meeting.take(part, blob, made)
+                meeting.repaired[part] = peer
             except Gone as gone:
                 log.info("repair of part %d from %s: %s", part, peer[-6:], gone)
                 return
             except Refused as refused:
                 self._node.refused(refused, "part", peer)
                 return
+
+    async def _part(self, meeting: Meeting, peer: str, part: int) -> tuple[bytearray, Signed]:
+        """`peer`'s version of a part, and its reducer's word for it."""
+        start, stop = meeting.slices[part]
+        head = {"roster": meeting.roster.digest, "part": part}
+        head, blob = await self._node.ask(peer, "part", head, body_bytes=self._sizes.part(stop - start))
+        take(head, {"made": dict})
+        return blob, made_by(head["made"], meeting.roster, part, self._verify)
+
+    async def _compare(self, meeting: Meeting) -> None:
+        """Whoever voted for other parts than ours has them from a reducer that signed two results, or made them up."""
+        held = meeting.digests()
+        seen = set(held)
+        for peer, (_, _, named) in list(meeting.ballots.items()):
+            for part in range(len(held)):
+                if named[part] in seen:
+                    continue
+                seen.add(named[part])
+                try:
+                    _, made = await self._part(meeting, peer, part)
+                except (Gone, Refused) as error:
+                    log.info("part %d as %s voted for it: %s", part, peer[-6:], error)
+                    break
+                if equivocation(meeting.made[part], made):
+                    self._convict(meeting.made[part], made)
+
+    def _convict(self, one: Signed, other: Signed) -> None:
+        self._node.refused(Refused(Reason.EQUIVOCATION, f"two statements of kind {one.kind}"), one.kind, one.peer)
+        self._keep_proof(one, other)

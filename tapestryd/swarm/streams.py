@@ -8,6 +8,9 @@ when no byte has moved for IO_S, however long it takes in all.
 
 import asyncio
 import struct
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from protocols import limits
@@ -17,6 +20,10 @@ from protocols.refusal import Reason, Refused
 _LENGTHS = struct.Struct("<IQ")
 _CHUNK = 1 << 18
 
+_LARGE_BYTES = 1 << 16
+_RATE = 1 << 20
+"""Bytes per second that we say of ourselves before anything large has moved."""
+
 Body = bytes | bytearray | memoryview
 
 
@@ -25,11 +32,39 @@ class Gone(Exception):
 
 
 class Meter:
-    """Payload bytes sent and received, by kind of message."""
+    """Payload bytes sent and received, by kind of message; and how fast large bodies move."""
 
     def __init__(self) -> None:
         self.sent: dict[str, int] = {}
         self.received: dict[str, int] = {}
+        self._moving = 0
+        self._since = 0.0
+        self._bytes = 0
+        self._periods: deque[tuple[int, float]] = deque(maxlen=16)
+
+    @contextmanager
+    def moving(self, size: int) -> Iterator[None]:
+        """While a body of `size` bytes moves, either way. Side by side they make one period: the link is what they share."""
+        if size < _LARGE_BYTES:
+            yield
+            return
+        now = asyncio.get_running_loop().time
+        if self._moving == 0:
+            self._since, self._bytes = now(), 0
+        self._moving += 1
+        try:
+            yield
+            self._bytes += size
+        finally:
+            self._moving -= 1
+            if self._moving == 0 and self._bytes:
+                self._periods.append((self._bytes, now() - self._since))
+
+    def rate(self) -> int:
+        """Bytes per second, both ways together, of the latest periods; rounded down to a power of two, so that small
+        differences between machines make no odd shares."""
+        moved, took_s = (sum(column) for column in zip(*self._periods, strict=True)) if self._periods else (_RATE, 1.0)
+        return min(limits.RATE, 1 << max(0, int(moved / max(took_s, 1e-3)).bit_length() - 1))
 
     def totals(self) -> tuple[int, int]:
         return sum(self.sent.values()), sum(self.received.values())
@@ -51,9 +86,10 @@ class Stream:
         try:
             self._writer.write(_LENGTHS.pack(len(raw), len(view)) + raw)
             await asyncio.wait_for(self._writer.drain(), limits.IO_S)
-            for start in range(0, len(view), _CHUNK):
-                self._writer.write(view[start : start + _CHUNK])
-                await asyncio.wait_for(self._writer.drain(), limits.IO_S)
+            with self._meter.moving(len(view)):
+                for start in range(0, len(view), _CHUNK):
+                    self._writer.write(view[start : start + _CHUNK])
+                    await asyncio.wait_for(self._writer.drain(), limits.IO_S)
         except (OSError, TimeoutError, RuntimeError) as error:
             raise Gone(f"{self.verb} to {self.peer[-6:]}: {error or 'no progress'}") from None
         self._meter.sent[self.verb] = self._meter.sent.get(self.verb, 0) + _LENGTHS.size + len(raw) + len(view)
@@ -68,12 +104,13 @@ class Stream:
             head = await asyncio.wait_for(self._reader.readexactly(head_size), limits.IO_S)
             body = bytearray(size)
             at = 0
-            while at < size:
-                chunk = await asyncio.wait_for(self._reader.read(min(_CHUNK, size - at)), limits.IO_S)
-                if not chunk:
-                    raise Gone(f"{self.verb}: {self.peer[-6:]} ended in the middle")
-                body[at : at + len(chunk)] = chunk
-                at += len(chunk)
+            with self._meter.moving(size):
+                while at < size:
+                    chunk = await asyncio.wait_for(self._reader.read(min(_CHUNK, size - at)), limits.IO_S)
+                    if not chunk:
+                        raise Gone(f"{self.verb}: {self.peer[-6:]} ended in the middle")
+                    body[at : at + len(chunk)] = chunk
+                    at += len(chunk)
         except (OSError, TimeoutError, EOFError) as error:
             raise Gone(f"{self.verb}: nothing from {self.peer[-6:]} ({type(error).__name__})") from None
         self._meter.received[self.verb] = self._meter.received.get(self.verb, 0) + _LENGTHS.size + head_size + size

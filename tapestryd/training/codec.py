@@ -99,6 +99,19 @@ def decode(data: bytes | memoryview, elements: int, bits: int, block: int) -> Te
 _TOP = {8: 127, 4: 7}
 """The greatest integer; the least is its negative."""
 
+
+def cut(data: bytes, elements: int, start: int, stop: int, bits: int, block: int) -> bytes:
+    """`encode(x)` → `encode(x[start:stop])`, without encoding again. `start` is a multiple of `block`, and so is `stop`
+    unless it is `elements`."""
+    assert start % block == 0
+    assert stop % block == 0 or stop == elements
+    if bits == 32:
+        return data[4 * start : 4 * stop]
+    codes = 4 * _blocks(elements, block)
+    scales = data[4 * (start // block) : 4 * _blocks(stop, block)]
+    return scales + data[codes + start * bits // 8 : codes + -(-stop * bits // 8)]
+
+
 _LITTLE = bool(np.dtype("=f4") == np.dtype("<f4"))
 
 

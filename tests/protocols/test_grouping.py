@@ -1,9 +1,12 @@
 """Leaders in turn, parts that cover exactly, rosters that nobody else could have made, and the bitmap."""
 
 import json
+import math
 from collections import Counter
 from dataclasses import replace
+from fractions import Fraction
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,7 @@ from hypothesis import strategies as st
 import protocols
 from protocols import limits
 from protocols.canonical import Signed, digest, dumps
-from protocols.grouping import BITMAP_BYTES, Roster, accept, bitmap, in_bitmap, order, parts
+from protocols.grouping import BITMAP_BYTES, CELLS, Claim, Roster, accept, bitmap, cells, in_bitmap, order, shares
 from protocols.refusal import Reason, Refused
 from tests.people import CAST, RUN, Person, roster, verify
 
@@ -30,6 +33,8 @@ def test_reads_and_writes_the_vector() -> None:
     read = Roster.from_body(signed.body)
     assert read.digest == VECTOR["digest"] == digest(dumps(signed.body))
     assert Signed.make("roster", read.to_body(), signed.peer, CAST[signed.peer].sign) == signed
+    assert [list(part) for part in read.parts()] == VECTOR["parts"]["cells"]
+    assert [list(part) for part in read.slices(VECTOR["parts"]["elements"], VECTOR["parts"]["block"])] == VECTOR["parts"]["slices"]
 
 
 @given(st.integers(0, 10**9), st.permutations([person.peer for person in PEOPLE]))
@@ -46,33 +51,107 @@ def test_the_lead_rotates() -> None:
     assert max(led.values()) < 2 * 600 / len(CAST)
 
 
-@given(st.integers(1, 5000), st.integers(1, 40), st.sampled_from([1, 7, 64, 256]))
-def test_parts_cover_exactly_in_blocks(elements: int, reducers: int, block: int) -> None:
-    cut = parts(elements, reducers, block)
-    assert len(cut) == reducers
-    edge = 0
-    for start, stop in cut:
-        assert start == edge <= stop
-        edge = stop
-    assert edge == elements
-    assert all(stop % block == 0 for _, stop in cut[:-1] if stop < elements)
-    blocks = [-(-(stop - start) // block) for start, stop in cut]
+# Cells, shares, parts.
+
+
+@given(st.integers(1, 100_000), st.sampled_from([1, 7, 64, 256]))
+def test_cells_cover_exactly_in_blocks(elements: int, block: int) -> None:
+    edges = cells(elements, block)
+    assert (len(edges), edges[0], edges[-1]) == (CELLS + 1, 0, elements)
+    assert edges == sorted(edges)
+    assert all(edge % block == 0 for edge in edges[:-1] if edge < elements)
+    blocks = [-(-(stop - start) // block) for start, stop in pairwise(edges)]
     assert max(blocks) - min(blocks) <= 1
+
+
+@given(st.lists(st.integers(1, limits.RATE), min_size=1, max_size=64))
+def test_shares_are_as_fast_as_cells_allow(rates: list[int]) -> None:
+    """The oracle: no cell could move to another reducer, with room, that would then be done before this one is now."""
+    dealt = shares(rates)
+    most = -(-2 * CELLS // len(rates))
+    assert sum(dealt) == CELLS
+    assert max(dealt) <= most
+    for one, of_one in zip(dealt, rates, strict=True):
+        for other, of_other in zip(dealt, rates, strict=True):
+            assert one == 0 or other >= most or Fraction(other + 1, of_other) >= Fraction(one, of_one)
+
+
+def test_shares_follow_the_rates() -> None:
+    assert shares([5, 5, 5, 5]) == [16, 16, 16, 16]
+    assert shares([3, 1, 1, 1]) == [32, 11, 11, 10]  # nobody has more than twice an equal share
+    assert shares([2, 1, 1]) == [32, 16, 16]
+    assert shares([1 << 40, 1]) == [64, 0]
+    assert shares([7]) == [64]
+    assert sorted(shares([9] * 70), reverse=True) == [1] * 64 + [0] * 6
+
+
+@given(st.lists(st.integers(0, 10**9), min_size=1, max_size=6), st.integers(1, 5000), st.sampled_from([64, 256]))
+def test_parts_cover_exactly(rates: list[int], elements: int, block: int) -> None:
+    of = roster(PEOPLE[: len(rates)])
+    of = replace(of, claims=tuple(replace(claim, rate=rate) for claim, rate in zip(of.claims, rates, strict=True)))
+    assert of.reducers == tuple(peer for peer, rate in zip(of.members, rates, strict=True) if rate)
+    if of.reducers:
+        cut = of.slices(elements, block)
+        assert len(cut) == len(of.reducers)
+        assert [0, *(stop for _, stop in cut)] == [*(start for start, _ in cut), elements]
+
+
+# Claims.
+
+
+@given(
+    st.integers(1, limits.STEPS), st.integers(0, limits.RATE), st.lists(st.floats(0, 2.0**120, width=32), min_size=CELLS, max_size=CELLS)
+)
+def test_a_claim_comes_back(steps: int, rate: int, norms: list[float]) -> None:
+    claim = Claim.of(steps, rate, [abs(norm) for norm in norms])
+    assert Claim.from_body(claim.to_body()) == claim
+    assert claim.norm == pytest.approx(math.hypot(*norms), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"steps": 0}, Reason.OUT_OF_RANGE),
+        ({"steps": limits.STEPS + 1}, Reason.OUT_OF_RANGE),
+        ({"steps": True}, Reason.WRONG_TYPE),
+        ({"rate": -1}, Reason.OUT_OF_RANGE),
+        ({"rate": limits.RATE + 1}, Reason.OUT_OF_RANGE),
+        ({"norms": "00000000" * (CELLS - 1)}, Reason.MALFORMED),
+        ({"norms": "00000000" * (CELLS + 1)}, Reason.MALFORMED),
+        ({"norms": "0000000G" + "00000000" * (CELLS - 1)}, Reason.MALFORMED),
+        ({"norms": "0000C07F" * CELLS}, Reason.MALFORMED),
+        ({"norms": "0000c07f" * CELLS}, Reason.NOT_FINITE),
+        ({"norms": "0000807f" * CELLS}, Reason.NOT_FINITE),
+        ({"norms": "000080bf" * CELLS}, Reason.NOT_FINITE),
+        ({"norms": "00000080" * CELLS}, Reason.NOT_FINITE),
+        ({"extra": 1}, Reason.UNKNOWN_FIELD),
+    ],
+)
+def test_each_other_claim_is_refused_with_its_reason(changed: dict[str, object], reason: Reason) -> None:
+    good = Claim(3, 5, (1.5,) * CELLS).to_body()
+    with pytest.raises(Refused) as refused:
+        Claim.from_body({**good, **changed})
+    assert refused.value.reason is reason
 
 
 # Rosters.
 
 ROSTER = roster(PEOPLE[:4], reducers=3)
 LEADER = CAST[ROSTER.members[0]]
-ME = ROSTER.members[2]
+ME, CLAIM = ROSTER.members[2], ROSTER.claims[2]
+
+
+def _accept(value: object, **changed: object) -> Roster:
+    expected = {
+        "run": RUN, "round": 7, "fragment": 1, "before": "b0" * 32, "me": ME, "claim": CLAIM, "leader": LEADER.peer, "min_peers": 2,
+        "verify": verify,
+    }  # fmt: skip
+    return accept(value, **{**expected, **changed})  # type: ignore[arg-type]
 
 
 def taken(made: Roster | dict[str, object] = ROSTER, by: Person = LEADER, **changed: object) -> Roster:
     body = made.to_body() if isinstance(made, Roster) else made
-    expected = {
-        "run": RUN, "round": 7, "fragment": 1, "before": "b0" * 32, "me": ME, "leader": LEADER.peer, "min_peers": 2, "verify": verify
-    }  # fmt: skip
-    return accept(Signed.make("roster", body, by.peer, by.sign).to_json(), **{**expected, **changed})  # type: ignore[arg-type]
+    return _accept(Signed.make("roster", body, by.peer, by.sign).to_json(), **changed)
 
 
 def test_a_good_roster_is_accepted() -> None:
@@ -84,7 +163,7 @@ def _body(**changed: object) -> dict[str, object]:
     return {**ROSTER.to_body(), **changed}
 
 
-M, R = list(ROSTER.members), list(ROSTER.reducers)
+M, C = list(ROSTER.members), [claim.to_body() for claim in ROSTER.claims]
 OUTSIDER = PEOPLE[5].peer
 
 
@@ -99,7 +178,7 @@ OUTSIDER = PEOPLE[5].peer
         (lambda: taken(replace(ROSTER, before="bb" * 32)), Reason.OTHER_BASE),
         (lambda: taken(me=OUTSIDER), Reason.NOT_A_MEMBER),
         (lambda: taken(min_peers=5), Reason.OUT_OF_RANGE),
-        (lambda: taken(_body(members=[*M, M[0]])), Reason.MALFORMED),
+        (lambda: taken(_body(members=[*M, M[0]], claims=[*C, C[0]])), Reason.MALFORMED),
         (lambda: taken(_body(members=M[::-1])), Reason.MALFORMED),
         (lambda: taken(_body(members=[*M[:2], *M[3:1:-1]])), Reason.MALFORMED),
         (lambda: taken(_body(members=[])), Reason.OUT_OF_RANGE),
@@ -107,17 +186,19 @@ OUTSIDER = PEOPLE[5].peer
         (lambda: taken(_body(members=[*M[:3], 4])), Reason.WRONG_TYPE),
         (lambda: taken(_body(members=[*M[:3], "x"])), Reason.MALFORMED),
         (lambda: taken(_body(members=[*M[:3], "1" * 1000])), Reason.TOO_LARGE),
-        (lambda: taken(_body(reducers=[])), Reason.MALFORMED),
-        (lambda: taken(_body(reducers=[OUTSIDER])), Reason.MALFORMED),
-        (lambda: taken(_body(reducers=[R[0], R[0]])), Reason.MALFORMED),
-        (lambda: taken(_body(reducers=R[::-1])), Reason.MALFORMED),
-        (lambda: taken(_body(reducers=[[]])), Reason.WRONG_TYPE),
+        (lambda: taken(_body(claims=[])), Reason.OUT_OF_RANGE),
+        (lambda: taken(_body(claims=C[:3])), Reason.OUT_OF_RANGE),
+        (lambda: taken(_body(claims=[*C, C[0]])), Reason.OUT_OF_RANGE),
+        (lambda: taken(_body(claims=[C[3]] * 4)), Reason.MALFORMED),  # nobody reduces
+        (lambda: taken(_body(claims=[*C[:3], []])), Reason.WRONG_TYPE),
+        (lambda: taken(_body(claims=[*C[:2], {**C[2], "steps": 11}, C[3]])), Reason.OTHER_ROSTER),
+        (lambda: taken(_body(claims=[*C[:2], C[3], C[2]])), Reason.OTHER_ROSTER),
         (lambda: taken(_body(before="x")), Reason.MALFORMED),
         (lambda: taken(_body(round=True)), Reason.WRONG_TYPE),
         (lambda: taken(_body(round="7")), Reason.WRONG_TYPE),
         (lambda: taken(_body(extra=1)), Reason.UNKNOWN_FIELD),
-        (lambda: accept({}, run=RUN, round=7, fragment=1, before="", me=ME, leader=ME, min_peers=2, verify=verify), Reason.MALFORMED),
-        (lambda: accept(None, run=RUN, round=7, fragment=1, before="", me=ME, leader=ME, min_peers=2, verify=verify), Reason.WRONG_TYPE),
+        (lambda: _accept({}), Reason.MALFORMED),
+        (lambda: _accept(None), Reason.WRONG_TYPE),
     ],
 )  # fmt: skip
 def test_each_other_roster_is_refused_with_its_reason(make: object, reason: Reason) -> None:
@@ -128,9 +209,9 @@ def test_each_other_roster_is_refused_with_its_reason(make: object, reason: Reas
 
 def test_a_roster_touched_on_its_way_is_refused() -> None:
     value = Signed.make("roster", ROSTER.to_body(), LEADER.peer, LEADER.sign).to_json()
-    value["body"] = _body(reducers=R[:2])
+    value["body"] = _body(claims=[C[3], *C[1:]])
     with pytest.raises(Refused) as refused:
-        accept(value, run=RUN, round=7, fragment=1, before="b0" * 32, me=ME, leader=LEADER.peer, min_peers=2, verify=verify)
+        _accept(value)
     assert refused.value.reason is Reason.BAD_SIGNATURE
 
 

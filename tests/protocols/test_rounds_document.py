@@ -37,6 +37,7 @@ from protocols.rounds import (
     TrainerUp,
 )  # fmt: skip
 from protocols.schedule import Schedule
+from tests.people import BLANK
 
 DOCUMENT = (Path(__file__).parents[2] / "protocols" / "rounds.md").read_text()
 
@@ -45,7 +46,7 @@ ROUND = 5
 HERE = Tip(3, 6, "8" * 64)
 PEERS = ((), (Seen("one", HERE, True),), (Seen("one", Tip(4, 8, "9" * 64), True),))
 TIMES = (SCHEDULE.start(ROUND) + 1, SCHEDULE.boundary(ROUND) + 1, SCHEDULE.deadline(ROUND) + 1)
-ROSTER = Roster("a" * 64, ROUND, 1, HERE.base, ("one", "two"), ("one",))
+ROSTER = Roster("a" * 64, ROUND, 1, HERE.base, ("one", "two"), (BLANK, BLANK))
 EVENTS: tuple[Event, ...] = (
     Tick(), *map(PeersSeen, PEERS), BaseLoaded(HERE), CatchUpFailed("no_donor"), TrainerUp(), TrainerDown(), Hindered(()),
     Hindered(("clock",)), Trained(ROUND), Rostered(ROSTER), Reduced(ROUND), Settled(ROUND), Committed(ROUND, replace(HERE, height=4)),

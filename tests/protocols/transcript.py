@@ -49,6 +49,7 @@ from protocols.rounds import (
     TrainerUp,
 )
 from protocols.schedule import Schedule
+from tests.people import BLANK
 
 _HEAD = re.compile(r"schedule origin=(\d+) train=(\d+) average=(\d+) min_peers=(\d+)")
 _LINE = re.compile(r" *(-?\d+)  (.+?) *→ (.*)")
@@ -64,7 +65,7 @@ def say_tip(of: Tip) -> str:
 
 
 def roster(round: int) -> Roster:
-    return Roster("00" * 32, round, 0, "f" * 64, ("me", "ann"), ("me", "ann"))
+    return Roster("00" * 32, round, 0, "f" * 64, ("me", "ann"), (BLANK, BLANK))
 
 
 def read_event(text: str) -> Event:

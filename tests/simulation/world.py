@@ -49,6 +49,7 @@ from protocols.rounds import (
 )
 from protocols.schedule import Schedule
 from protocols.settling import Vote, winner
+from tests.people import BLANK
 
 RUN = "ab" * 32
 SCHEDULE = Schedule(0, 4000, 2000)
@@ -283,7 +284,7 @@ class World:
             hands = [order(RUN, round, here[:cut]), order(RUN, round, here[cut:])]
         for hand in hands:
             if len(hand) >= 2:
-                made = Roster(RUN, round, round % 2, before, tuple(hand), tuple(hand))
+                made = Roster(RUN, round, round % 2, before, tuple(hand), (BLANK,) * len(hand))
                 for name in hand:
                     if not self.chance(0.5):
                         self.mine(self.nodes[name], self.rng.randint(1, 100), Rostered(made), of_stage=True)

@@ -29,7 +29,7 @@ from tapestryd.swarm.node import Node
 from tapestryd.swarm.reduce import Reduction
 from tapestryd.swarm.settle import Settlement
 from tests.lineages import PEOPLE, fresh, noise
-from tests.people import Person, verify
+from tests.people import RATE, Person, verify
 from tests.people import rules as plain_rules
 
 LISTEN = ["/ip4/127.0.0.1/tcp/0"]
@@ -103,13 +103,14 @@ class Peer:
 
     def __init__(self, node: Node, person: Person, rules: RunRules, store: RunStore) -> None:
         self.node, self.person, self.rules = node, person, rules
+        self.rate = RATE
         self.meetings = Meetings()
         sizes = Sizes(lambda n: offer_bytes(rules, n), lambda n: part_bytes(rules, n))
         self.gathering = Gathering(
             node, rules.run_id, rules.averaging.min_peers, person.sign, verify, lambda: rules.schedule.round_at(now_ms())
         )
-        self.reduction = Reduction(node, self.meetings, sizes)
-        self.settlement = Settlement(node, self.meetings, sizes, person.sign, verify)
+        self.reduction = Reduction(node, self.meetings, sizes, person.sign, verify)
+        self.settlement = Settlement(node, self.meetings, sizes, person.sign, verify, store.keep_proof)
         fetcher = Fetcher(node, rules.run_id, verify)
         self.keeper = Keeper(rules, rules.layout(), store, fetcher, verify, 100, 3, lambda *_: None, lambda: None)
         self.averaging = Averaging(rules, self.keeper, node, self.gathering, self.reduction, self.settlement, now_ms)
@@ -120,12 +121,12 @@ class Peer:
 
     def begin(self, others: Sequence[str], number: int = 0) -> None:
         fragment = number % self.keeper.base.layout.fragments
-        self.averaging.begin(number, noise(self.keeper.base.layout.size(fragment), hash(self.person.name) % 1000), others)
+        self.averaging.begin(number, noise(self.keeper.base.layout.size(fragment), hash(self.person.name) % 1000), others, 10)
 
     async def round(self, others: Sequence[str], number: int = 0) -> Event:
         """From a delta to Committed, or the Failed that it ends in."""
         self.begin(others, number)
-        event = await self.averaging.run(self.averaging.gather(True), number)
+        event = await self.averaging.run(self.averaging.gather(self.rate), number)
         if isinstance(event, Rostered):
             event = await self.averaging.run(self.averaging.reduce(event.roster), number)
         if isinstance(event, Reduced):

@@ -5,19 +5,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from protocols.canonical import Signed, digest
-from protocols.grouping import Roster, order
+from protocols.canonical import Signed, digest, loads
+from protocols.grouping import BITMAP_BYTES, Roster, order
 from protocols.refusal import Reason, Refused
 from protocols.rounds import Committed, Event, Failed, Reduced, Rostered
-from protocols.settling import Vote, merkle
-from tapestryd.exchange import Exchange
+from protocols.settling import Vote, equivocation, merkle
+from tapestryd.exchange import Exchange, Offer, assemble
 from tapestryd.swarm.meeting import Meeting
-from tapestryd.swarm.streams import Gone
-from tests.people import CAST, verify
-from tests.swarm.rooms import Peer, agreed, go, others, peers
+from tapestryd.swarm.streams import Gone, Stream
+from tests.people import BLANK, CAST, RATE, verify
+from tests.swarm.rooms import Peer, agreed, go, others, peers, until
 
 
 def by_lead(found: Sequence[Peer], number: int = 0) -> list[Peer]:
@@ -48,7 +49,7 @@ def test_a_round_ends_in_the_same_bits_everywhere(tmp_path: Path, uv: bool, coun
                 peer.averaging.drop()
             if bits == 32:
                 plain = torch.stack([delta.double() for delta in deltas]).sum(0).div(count).float()
-                assert torch.equal(Exchange(found[0].rules, entry.roster, entry.roster.members[0], deltas[0]).mean(blobs)[0], plain)
+                assert torch.equal(assemble(found[0].rules, entry.roster, blobs)[0], plain)
             assert all(peer.refused() == {} for peer in found)
 
     go(work, uv=uv)
@@ -97,7 +98,7 @@ def test_a_gathering_dropped_while_it_leads_keeps_nothing(tmp_path: Path) -> Non
             leader, other = by_lead(found)
             before = leader.keeper.base.tip.base  # type: ignore[union-attr]
             for _ in range(5):
-                leading = asyncio.create_task(leader.gathering.perform(0, 0, before, others(leader, found), True, [30.0, 60.0]))
+                leading = asyncio.create_task(leader.gathering.perform(0, 0, before, others(leader, found), BLANK, [30.0, 60.0]))
                 await asyncio.sleep(0)
                 leading.cancel()
                 with pytest.raises(asyncio.CancelledError):
@@ -164,7 +165,7 @@ def test_nobody_crowds_out_the_callers_of_this_round(tmp_path: Path) -> None:
             async def crowd(many: int) -> None:
                 for number in range(many):
                     stream = await evil.node.open(leader.node.peer_id, "call")
-                    await stream.send({"round": number % 2, "before": f"{number:064x}", "reducer": True})
+                    await stream.send({"round": number % 2, "before": f"{number:064x}", "claim": BLANK.to_body()})
                     await stream.answer()
                     held.append(stream)
 
@@ -183,7 +184,7 @@ def test_calls_of_other_rounds_are_refused(tmp_path: Path) -> None:
         async with peers(tmp_path, 2, average_ms=60_000) as (one, two):
             for number in (7, -3, 1 << 53):
                 with pytest.raises(Refused) as refused:
-                    await one.node.ask(two.node.peer_id, "call", {"round": number, "before": "", "reducer": True})
+                    await one.node.ask(two.node.peer_id, "call", {"round": number, "before": "", "claim": BLANK.to_body()})
                 assert refused.value.reason is Reason.OTHER_ROUND
             assert two.refused() == {"other_round": 3}
 
@@ -219,7 +220,7 @@ def test_one_whose_stream_to_a_reducer_fails_repairs_from_voters(tmp_path: Path)
             here = cut.keeper.base.slice(0)
             owed = cut.averaging._residual[here]
             start, stop = cut.averaging._last.exchange.slices[entry.roster.reducers.index(reducer.node.peer_id)]  # type: ignore[union-attr]
-            assert torch.equal(owed[start:stop], cut.averaging._last.exchange.owed[start:stop])  # type: ignore[union-attr]
+            assert torch.equal(owed[start:stop], cut.averaging._last.offer.owed[start:stop])  # type: ignore[union-attr]
 
     go(work)
 
@@ -234,7 +235,7 @@ def test_a_reducer_that_dies_holds_nobody_up(tmp_path: Path, at: str) -> None:
 
             async def dies() -> None:
                 dead.begin(others(dead, found))
-                event = await dead.averaging.run(dead.averaging.gather(True), 0)
+                event = await dead.averaging.run(dead.averaging.gather(RATE), 0)
                 assert isinstance(event, Rostered)
                 if at == "reduced":
                     assert await dead.averaging.run(dead.averaging.reduce(event.roster), 0) == Reduced(0)
@@ -256,11 +257,7 @@ def test_one_that_cannot_be_dialled_reduces_nothing_and_is_in_the_mean(tmp_path:
     async def work() -> None:
         async with peers(tmp_path, 3, average_ms=6000) as found:
             shy = found[1]
-
-            async def gather(_: bool, gather: Any = shy.averaging.gather) -> Event:
-                return await gather(False)  # type: ignore[no-any-return]
-
-            shy.averaging.gather = gather  # type: ignore[method-assign,assignment]
+            shy.rate = 0
             agreed(found, await together(found))
             entry, _ = shy.keeper.store.load_entry(1, verify)  # type: ignore[misc]
             assert shy.node.peer_id not in entry.roster.reducers
@@ -304,6 +301,105 @@ def test_an_offer_of_another_size_is_left_out(tmp_path: Path) -> None:
     go(work)
 
 
+@pytest.mark.parametrize("factor", [10.0, -10.0, 0.1, 0.0])
+def test_an_offer_that_is_not_what_was_claimed_is_left_out(tmp_path: Path, factor: float) -> None:
+    async def work() -> None:
+        async with peers(tmp_path, 3, average_ms=6000) as found:
+            *honest, evil = found
+            perform = evil.reduction.perform
+
+            async def hostile(meeting: Meeting, offers: Sequence[bytes], *rest: Any) -> None:
+                owed = evil.averaging.round.offer.owed * factor  # type: ignore[union-attr]
+                larger = Offer(evil.rules, owed)
+                await perform(meeting, [larger.part(start, stop) for start, stop in meeting.slices], *rest)
+
+            evil.reduction.perform = hostile  # type: ignore[method-assign]
+            agreed(honest, (await together(found))[:2])
+            entry, _ = honest[0].keeper.store.load_entry(1, verify)  # type: ignore[misc]
+            assert entry.vote.coverage_ppm == 666_666
+            assert all(peer.refused() == {"norm": 1} for peer in honest)
+
+    go(work)
+
+
+def test_a_part_beyond_all_offers_is_its_reducers_lie(tmp_path: Path) -> None:
+    """Everybody sees it, nobody votes for it, and it is charged to who signed it."""
+
+    async def work() -> None:
+        async with peers(tmp_path, 3, average_ms=3000) as found:
+            *honest, evil = found
+
+            def hostile(part: int, offers: object, reduce: Any = Exchange.reduce) -> Any:
+                blob, refused = reduce(evil.averaging.round.exchange, part, offers)  # type: ignore[union-attr]
+                scales = 4 * -(-(len(blob) - BITMAP_BYTES) // 68)
+                at = BITMAP_BYTES
+                larger = np.frombuffer(blob[at : at + scales], "<f4") * np.float32(100)
+                return blob[:at] + larger.tobytes() + blob[at + scales :], refused
+
+            gather = evil.averaging.reduce
+
+            async def reduce(roster: Roster) -> Event:
+                task = asyncio.ensure_future(gather(roster))
+                await asyncio.sleep(0)
+                evil.averaging.round.exchange.reduce = hostile  # type: ignore[union-attr]
+                return await task
+
+            evil.averaging.reduce = reduce  # type: ignore[method-assign]
+            events = await together(found)
+            assert events[:2] == [Failed(0, "norm")] * 2, events
+            assert all(peer.refused() == {"norm": 1} for peer in honest)
+            assert {peer.keeper.base.tip.height for peer in honest} == {0}  # type: ignore[union-attr]
+
+    go(work)
+
+
+def test_a_reducer_with_two_results_is_convicted_by_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One member gets another result, duly signed. The others commit; all honest ones come to hold both signatures."""
+
+    async def work() -> None:
+        async with peers(tmp_path, 4, average_ms=9000) as found:
+            evil, victim, *rest = by_lead(found)
+            send = Stream.send
+
+            async def two_faced(self: Stream, head: dict[str, Any], body: bytes = b"") -> None:
+                if self._meter is evil.node.meter and self.peer == victim.node.peer_id and "made" in head:
+                    body = bytes(body[:-1]) + bytes([body[-1] ^ 1])
+                    said = {**head["made"]["body"], "digest": digest(body)}
+                    head = {"made": Signed.make("part", said, evil.person.peer, evil.person.sign).to_json()}
+                await send(self, head, body)
+
+            monkeypatch.setattr(Stream, "send", two_faced)
+            events = await together([evil, victim, *rest])
+            agreed(rest, events[2:])
+            assert events[1] == Failed(0, "outvoted")
+
+            async def convicted() -> bool:
+                return all(peer.refused().get("equivocation") == 1 for peer in (victim, *rest))
+
+            await until(convicted)
+            for peer in (victim, *rest):
+                (proof,) = (peer.keeper.store.path / "proofs").iterdir()
+                one, other = (Signed.from_json(value, "part", verify) for value in loads(proof.read_bytes(), 1 << 20)["statements"])
+                assert one.peer == evil.person.peer
+                assert equivocation(one, other)
+
+    go(work)
+
+
+def test_parts_are_as_large_as_their_reducers_are_fast(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with peers(tmp_path, 3, average_ms=6000) as found:
+            for peer, rate in zip(found, (RATE, RATE, 2 * RATE), strict=True):
+                peer.rate = rate
+            agreed(found, await together(found))
+            entry, parts = found[0].keeper.store.load_entry(1, verify)  # type: ignore[misc]
+            fast = entry.roster.reducers.index(found[2].node.peer_id)
+            assert sorted(last - first for first, last in entry.roster.parts()) == [16, 16, 32]
+            assert max(range(3), key=lambda part: len(parts[part])) == fast
+
+    go(work)
+
+
 # Settling.
 
 
@@ -312,7 +408,7 @@ async def gathered(found: Sequence[Peer]) -> Roster:
 
     async def until_reduced(peer: Peer) -> Roster:
         peer.begin(others(peer, found))
-        event = await peer.averaging.run(peer.averaging.gather(True), 0)
+        event = await peer.averaging.run(peer.averaging.gather(RATE), 0)
         assert isinstance(event, Rostered), event
         assert await peer.averaging.run(peer.averaging.reduce(event.roster), 0) == Reduced(0)
         return event.roster
@@ -346,7 +442,7 @@ def test_one_who_votes_for_something_else_is_outvoted(tmp_path: Path) -> None:
             events = await asyncio.gather(*(peer.averaging.run(peer.averaging.commit(), 0) for peer in honest if settled))
             agreed(honest, events)
             assert meeting.blobs[3] == kept  # type: ignore[union-attr]
-            assert all(peer.node.refusals["two_votes"] == 1 for peer in honest)
+            assert all(peer.node.refusals["equivocation"] == 1 for peer in honest)
             entry, _ = victim.keeper.store.load_entry(1, verify)  # type: ignore[misc]
             assert liar.person.peer not in {vote.peer for vote in entry.votes}
 
