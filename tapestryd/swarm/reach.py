@@ -1,0 +1,84 @@
+"""Whether others can dial us: ask them to try. As libp2p's AutoNAT, but by the addresses that our presence announces.
+
+An open libp2p connection proves nothing, since we may have dialled it ourselves; so whoever is asked opens a new TCP
+connection and speaks the first words of multistream-select, which every libp2p listener answers alike.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from multiaddr import Multiaddr
+from multiaddr.exceptions import Error as AddressError
+
+from protocols.canonical import take
+from protocols.refusal import Reason, Refused
+from tapestryd.swarm.node import Node
+from tapestryd.swarm.streams import Gone, Stream
+
+log = logging.getLogger(__name__)
+
+_HELLO = b"\x13/multistream/1.0.0\n"
+_TRY_S = 3.0
+_ASKED_S = 20.0
+"""We dial back for one peer at most so often: nobody's tool for knocking at other people's doors."""
+_PEERS = 3
+
+
+class Reach:
+    """`addresses(peer)`: those that the peer's signed presence announces. `reachable`: None until somebody has tried."""
+
+    def __init__(self, node: Node, addresses: Callable[[str], Sequence[str]]) -> None:
+        self.reachable: bool | None = None
+        self._node = node
+        self._addresses = addresses
+        self._served: dict[str, float] = {}
+
+    async def serve(self) -> None:
+        await self._node.serve("dialback", self._asked)
+
+    async def _asked(self, stream: Stream) -> None:
+        await stream.receive(0)
+        now = asyncio.get_running_loop().time()
+        self._served = {peer: at for peer, at in self._served.items() if now - at < _ASKED_S}
+        if stream.peer in self._served:
+            raise Refused(Reason.OUT_OF_RANGE, f"asked again within {_ASKED_S:.0f} s")
+        self._served[stream.peer] = now
+        tried = await asyncio.gather(*map(_answers, self._addresses(stream.peer)))
+        await stream.send({"reachable": any(tried)})
+
+    async def ask(self, peers: Sequence[str]) -> None:
+        """Find out by a few of `peers`: one that gets through is enough; with no answer at all we know what we knew."""
+        for peer in peers[:_PEERS]:
+            try:
+                head, _ = await self._node.ask(peer, "dialback", {})
+                take(head, {"reachable": bool})
+            except (Gone, Refused) as error:
+                log.debug("dialback by %s: %s", peer[-6:], error)
+                continue
+            if self.reachable != head["reachable"]:
+                log.info("others can%s dial us, says %s", "" if head["reachable"] else "not", peer[-6:])
+            self.reachable = head["reachable"]
+            if self.reachable:
+                return
+
+
+async def _answers(address: str) -> bool:
+    """Whether a libp2p listener answers at `address`. Only IP and TCP: names could lead anywhere, relays prove nothing."""
+    try:
+        parsed = Multiaddr(address)
+        if [protocol.name for protocol in parsed.protocols()] not in (["ip4", "tcp"], ["ip6", "tcp"]):
+            return False
+        (_, host), (_, port) = parsed.items()
+        async with asyncio.timeout(_TRY_S):
+            reader, writer = await asyncio.open_connection(host, int(port))
+            try:
+                writer.write(_HELLO)
+                return await reader.readexactly(len(_HELLO)) == _HELLO
+            finally:
+                writer.close()
+                with suppress(OSError):
+                    await writer.wait_closed()
+    except (AddressError, ValueError, OSError, EOFError, TimeoutError):
+        return False

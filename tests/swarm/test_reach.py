@@ -1,0 +1,62 @@
+"""Dialling back: a listener answers, a closed port and a silent one do not, and nobody is made to knock elsewhere often."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from protocols.refusal import Reason, Refused
+from tapestryd.swarm.reach import Reach
+from tests.swarm.rooms import go, nodes
+
+
+async def _listener(words: bytes) -> tuple[asyncio.Server, str]:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(words)
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    return server, f"/ip4/127.0.0.1/tcp/{server.sockets[0].getsockname()[1]}"
+
+
+def test_who_can_be_dialled_finds_out(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with nodes(tmp_path, 2) as (one, two):
+            announced: dict[str, list[str]] = {}
+            mine, theirs = (Reach(node, lambda peer: announced.get(peer, [])) for node in (one, two))
+            await theirs.serve()
+            assert mine.reachable is None
+
+            await mine.ask([two.peer_id])  # announces nothing
+            assert mine.reachable is False
+
+            announced[one.peer_id] = await one.addresses()
+            with pytest.raises(Refused) as refused:
+                await one.ask(two.peer_id, "dialback", {})
+            assert refused.value.reason is Reason.OUT_OF_RANGE
+            await mine.ask([two.peer_id])  # refused, so we know what we knew
+            assert mine.reachable is False
+
+            theirs._served.clear()
+            await mine.ask(["12D3KooWJnQhDnQTWYymsGmPtFgEM3aiZoXCf44aD2qVERBBvyw6", two.peer_id])
+            assert mine.reachable is True
+
+    go(work)
+
+
+@pytest.mark.parametrize("words", [b"", b"\x13/multistream/1.0.1\n", b"SSH-2.0-OpenSSH_9.9 and more"])
+def test_what_is_no_libp2p_listener_does_not_count(tmp_path: Path, words: bytes) -> None:
+    async def work() -> None:
+        async with nodes(tmp_path, 2) as (one, two):
+            server, address = await _listener(words)
+            closed, gone = await _listener(b"")
+            closed.close()
+            announced = [address, gone, "/dns4/localhost/tcp/1", "/ip4/127.0.0.1/udp/1/quic", "/nonsense", "/ip4/127.0.0.1/tcp/0"]
+            mine, theirs = Reach(one, lambda _: []), Reach(two, lambda _: announced)
+            await theirs.serve()
+            await mine.ask([two.peer_id])
+            assert mine.reachable is False
+            server.close()
+
+    go(work)
