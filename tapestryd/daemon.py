@@ -21,7 +21,7 @@ from protocols.rounds import PauseAsked, ResumeAsked
 from protocols.rules import Invite, prefix_of
 from tapestryd import __version__
 from tapestryd.config import DaemonConfig
-from tapestryd.errors import LocalFault, StateFault, Unavailable
+from tapestryd.errors import DiskFull, LocalFault, StateFault, Unavailable
 from tapestryd.founding import adopt
 from tapestryd.host.api import Api
 from tapestryd.host.clock import now_ms
@@ -131,7 +131,10 @@ class Daemon:
         """Where the run can be found again, should the first addresses be gone by then."""
         known = Invite.parse(self._state.current)
         peers = tuple(dict.fromkeys([*addresses, *known.peers]))[: limits.ADDRESSES]
-        self._state.current = str(Invite(known.run_id, peers))
+        try:
+            self._state.current = str(Invite(known.run_id, peers))
+        except DiskFull as full:  # the older addresses stay
+            log.error("%s", full)
 
     def _fail(self, error: BaseException) -> None:
         if self._failure is None:

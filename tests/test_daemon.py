@@ -1,0 +1,32 @@
+"""What the daemon does by itself, apart from a session's life."""
+
+from pathlib import Path
+
+import pytest
+
+from protocols.rules import Invite
+from tapestryd.config import DaemonConfig
+from tapestryd.daemon import Daemon
+from tapestryd.host import store
+from tapestryd.host.store import StateDir
+from tapestryd.host.systemd import Notifier
+from tests.people import CAST, RUN
+
+OLD, NEW = (f"/ip4/10.0.0.{i}/tcp/1/p2p/{peer}" for i, peer in enumerate(list(CAST)[:2], start=1))
+
+
+def test_a_full_disk_costs_the_peers_last_seen_and_not_the_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    daemon = Daemon(DaemonConfig(), Notifier("", 0.0))
+    daemon._state = StateDir(tmp_path)
+    daemon._state.current = str(Invite(RUN, (OLD,)))
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.os, "fsync", full)
+        daemon._keep_peers([NEW])
+    assert Invite.parse(daemon._state.current) == Invite(RUN, (OLD,))
+    daemon._keep_peers([NEW])
+    assert Invite.parse(daemon._state.current) == Invite(RUN, (NEW, OLD))
+    daemon._state.close()
