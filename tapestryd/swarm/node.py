@@ -207,7 +207,7 @@ class _OwnRecords(RecordValidatorBase):  # type: ignore[misc]
     """What DHT nodes store and believe: presences under the subkey of the peer that signed them, for as long as they live.
 
     Without it, whoever stores bytes that are no msgpack stops `look` everywhere, a plain value drops all subkeys, and a
-    forged record that expires later keeps the true one out.
+    forged record that expires later keeps the true one out. So would a peer's own, made while its clock was ahead.
     """
 
     def __init__(self, verify: Verify) -> None:
@@ -222,8 +222,9 @@ class _OwnRecords(RecordValidatorBase):  # type: ignore[misc]
             made_ms = signed.body.get("made_ms")
         except Exception:  # msgpack has many, and the DHT must not see any
             return False
-        ends_ms = record.expiration_time * 1000
-        return signed.peer == peer and type(made_ms) is int and ends_ms <= made_ms + limits.PRESENCE_MS + limits.CLOCK_SKEW_MS
+        if signed.peer != peer or type(made_ms) is not int or made_ms > get_dht_time() * 1000 + limits.PRESENCE_MS:
+            return False
+        return bool(record.expiration_time * 1000 <= made_ms + limits.PRESENCE_MS + limits.CLOCK_SKEW_MS)
 
 
 def _peer_of(address: str) -> str:

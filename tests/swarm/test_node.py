@@ -247,6 +247,7 @@ def test_hostile_records_in_the_dht_hide_nobody_and_hurt_nothing(tmp_path: Path)
             await store(msgpack.packb(record(PEOPLE[2])), now + 15, 7)
             await store(msgpack.packb(record(PEOPLE[2])), now + 400, PEOPLE[2].peer)  # for longer than it lives
             await store(msgpack.packb(true), now + 60, two.peer_id)  # an old one, to outlive the next
+            await store(msgpack.packb(record(PEOPLE[1], ahead_ms=60_000)), now + 75, two.peer_id)  # its own, when its clock was wrong
             await evil.publish(record(PEOPLE[2]))
             later = record(PEOPLE[1], name="later")
             await two.publish(later)
