@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +54,14 @@ def found(folder: Path, *options: str, config: dict[str, Any] = CONFIG) -> Path:
 
 
 class Peer:
-    """One daemon's folder, and its process while it runs. `namespace`: the network namespace to run in."""
+    """One daemon's folder, and its process while it runs. `namespace`: the network namespace to run in. `environment`: added to ours."""
 
-    def __init__(self, folder: Path, data: Sequence[Path], *, listen: str = "", namespace: str = "") -> None:
+    def __init__(
+        self, folder: Path, data: Sequence[Path], *, listen: str = "", namespace: str = "", environment: Mapping[str, str] | None = None
+    ) -> None:
         self.folder = folder
         self.namespace = namespace
+        self.environment = {**os.environ, **(environment or {})}
         self.process: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True)
         paths = ", ".join(json.dumps(str(path)) for path in data)
@@ -79,7 +82,9 @@ class Peer:
         if self.namespace:
             command = ["ip", "netns", "exec", self.namespace, *command]
         with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen(command, stderr=log, stdout=log, preexec_fn=_die_with_test, start_new_session=True)
+            self.process = subprocess.Popen(
+                command, stderr=log, stdout=log, env=self.environment, preexec_fn=_die_with_test, start_new_session=True
+            )
         return self
 
     @property
