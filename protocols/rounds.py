@@ -225,6 +225,8 @@ class Member:
         self.min_peers = min_peers
         self.state = State.JOINING
         self.round = -1
+        self.begun = -1
+        """The latest round whose boundary we acted on. Never again, even if the clock is set back: nobody votes twice in a round."""
         self.tip: Tip | None = None
         self.peers: tuple[Seen, ...] = ()
         self.trainer = False
@@ -322,7 +324,7 @@ class Member:
         if self.tip is None or not self.trainer or self.hindrances or not self._company():
             return self._to(State.JOINING)
         round = self.schedule.round_at(now_ms)
-        self.round = max(0, round if now_ms < self.schedule.boundary(round) else round + 1)
+        self.round = max(0, self.begun + 1, round if now_ms < self.schedule.boundary(round) else round + 1)
         self.state, self.stepping = State.TRAINING, True
         return [Train(self.round)]
 
@@ -360,7 +362,7 @@ class Member:
             return [Discard(self.round, "late"), *self._settle_down(now_ms)]
         if self.hindrances or not self._company():
             return [Discard(self.round, self.hindrances[0] if self.hindrances else "no_peers"), *self._settle_down(now_ms)]
-        self.state, self.stepping = State.STOPPING, False
+        self.state, self.stepping, self.begun = State.STOPPING, False, self.round
         return [Stop(self.round)]
 
     def _trained(self, event: Event, now_ms: int) -> list[Effect]:

@@ -83,12 +83,14 @@ def made_by(value: object, roster: Roster, part: int, verify: Verify) -> Signed:
 
 def equivocation(one: Signed, other: Signed) -> bool:
     """Whether two verified statements prove that their peer said two things where only one can be true: two results of
-    one part, or two votes on one roster. An honest peer never signs such a pair, not even across a crash."""
+    one part, or two votes in one round on one base. An honest peer never signs such a pair, not even across a crash."""
     if (one.kind, one.peer) != (other.kind, other.peer) or one.body == other.body:
         return False
-    if one.kind == "part":
-        return all(one.body[key] == other.body[key] for key in ("run", "roster", "part"))
-    return one.kind == "vote" and all(one.body[key] == other.body[key] for key in ("run", "roster"))
+    return one.kind in _ONCE and all(one.body[key] == other.body[key] for key in _ONCE[one.kind])
+
+
+_ONCE = {"part": ("run", "roster", "part"), "vote": ("run", "round", "before")}
+"""What a peer signs at most one statement for, by kind."""
 
 
 def coverage_ppm(sizes: Sequence[int], contributors: Sequence[int], members: int) -> int:

@@ -57,7 +57,7 @@ def test_transcript(path: Path) -> None:
 def test_there_is_a_transcript_of_each_story() -> None:
     assert {path.stem for path in TRANSCRIPTS} >= {
         "normal_round", "no_peers", "slow_step", "failed_gather", "discard_then_catch_up", "pause", "pause_while_committing", "leave",
-        "trainer_lost", "hindered", "late_wake_up", "before_the_origin",
+        "trainer_lost", "hindered", "late_wake_up", "before_the_origin", "clock_set_back",
     }  # fmt: skip
     reached = {
         word for path in TRANSCRIPTS for line in path.read_text().splitlines() if "→" in line for word in line.split("→")[1].split()[:1]

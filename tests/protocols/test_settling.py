@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import protocols
 from protocols.canonical import Signed, digest
 from protocols.refusal import Reason, Refused
-from protocols.settling import Vote, coverage_ppm, merkle, quorum, winner
+from protocols.settling import Vote, coverage_ppm, equivocation, made_by, merkle, part_body, quorum, winner
 from tests.people import CAST, roster, verify, vote
 
 VECTOR = json.loads((Path(protocols.__file__).parent / "vectors" / "vote.json").read_text())
@@ -136,3 +136,53 @@ def test_coverage_counts_member_element_pairs(pairs: list[tuple[int, int]]) -> N
     assert 0 <= found <= 1_000_000
     assert abs(found / 1e6 - sum(s * c for s, c in pairs) / (8 * sum(sizes))) < 1e-6
     assert coverage_ppm(sizes, [8] * len(sizes), 8) == 1_000_000
+
+
+# Equivocation.
+
+
+def test_two_statements_where_one_can_be_true() -> None:
+    ann, bo = (CAST[peer] for peer in list(CAST)[:2])
+    of = roster(list(CAST.values())[:4])
+    other = roster(list(CAST.values())[:3])
+
+    def part(by: object = ann, made: str = "aa" * 32, **changed: object) -> Signed:
+        return Signed.make("part", {**part_body(of, 0, made), **changed}, by.peer, by.sign)  # type: ignore[attr-defined]
+
+    def voted(by: object = ann, **changed: object) -> Signed:
+        return Signed.make("vote", vote(of, PARTS, **changed).to_body(), by.peer, by.sign)  # type: ignore[attr-defined]
+
+    assert equivocation(part(), part(made="bb" * 32))
+    assert not equivocation(part(), part())
+    assert not equivocation(part(), part(bo, "bb" * 32))
+    assert not equivocation(part(), part(made="bb" * 32, part=1))
+    assert not equivocation(part(), part(made="bb" * 32, roster=other.digest))
+    assert equivocation(voted(), voted(after="cc" * 32))
+    assert equivocation(voted(), voted(roster=other.digest))  # two rosters of one round
+    assert not equivocation(voted(), voted())
+    assert not equivocation(voted(), voted(bo, after="cc" * 32))
+    assert not equivocation(voted(), voted(round=8))
+    assert not equivocation(voted(), voted(before="cc" * 32))  # on another branch
+    assert not equivocation(voted(), part())
+
+
+@pytest.mark.parametrize(
+    ("changed", "by", "reason"),
+    [
+        ({}, 1, Reason.OTHER_ROSTER),  # not its reducer
+        ({"part": 1}, 0, Reason.OTHER_ROSTER),
+        ({"roster": "00" * 32}, 0, Reason.OTHER_ROSTER),
+        ({"run": "00" * 32}, 0, Reason.OTHER_ROSTER),
+        ({"digest": "AA" * 32}, 0, Reason.MALFORMED),
+        ({"digest": 7}, 0, Reason.WRONG_TYPE),
+        ({"more": 7}, 0, Reason.UNKNOWN_FIELD),
+    ],
+)
+def test_a_part_is_vouched_for_by_its_reducer_only(changed: dict[str, object], by: int, reason: Reason) -> None:
+    of = roster(list(CAST.values())[:4])
+    good = Signed.make("part", part_body(of, 0, "aa" * 32), of.reducers[0], CAST[of.reducers[0]].sign)
+    assert made_by(good.to_json(), of, 0, verify) == good
+    signer = CAST[of.reducers[by]]
+    with pytest.raises(Refused) as refused:
+        made_by(Signed.make("part", {**good.body, **changed}, signer.peer, signer.sign).to_json(), of, 0, verify)
+    assert refused.value.reason is reason
