@@ -132,7 +132,8 @@ class Traffic:
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """`rtt_ms` and `skew_ms` are measured by us; the rest is what the peer's signed presence says."""
+    """`rtt_ms` and `skew_ms` are measured by us, `score` is what we think of it: from 0 down to -100. The rest is what the
+    peer's signed presence says; of a banned one, whose presence is not read, only that it is there (`state` banned)."""
 
     peer_id: str
     name: str
@@ -145,10 +146,23 @@ class Peer:
     skew_ms: int | None
     seen_s: float
     version: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ban:
+    """`by`: faults, operator, configuration. `until_ms`: swarm time; None: as long as the configuration says so."""
+
+    peer_id: str
+    by: str
+    reason: str
+    until_ms: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
+    """`refusals`: what we refused; `declined`: what others refused of ours; both since start, by reason. `bans`: in force."""
+
     version: str
     self: Self
     uptime_s: float
@@ -163,6 +177,8 @@ class Status:
     refusals: dict[str, int]
     isolation: dict[str, Any]
     peers: tuple[Peer, ...] = ()
+    declined: dict[str, int] = field(default_factory=dict)
+    bans: int = 0
     schema: int = field(default=SCHEMA)
 
     def to_json(self) -> dict[str, Any]:

@@ -27,6 +27,10 @@ class Reason(Enum):
     REVOKED = "revoked"
     NORM = "norm"
     EQUIVOCATION = "equivocation"
+    TOO_SOON = "too_soon"
+    TOO_MANY_STREAMS = "too_many_streams"
+    STALLED = "stalled"
+    BANNED = "banned"
 
 
 class Refused(Exception):
@@ -36,3 +40,7 @@ class Refused(Exception):
         super().__init__(f"{reason.value}: {detail}")
         self.reason = reason
         self.detail = detail
+
+
+class Declined(Refused):
+    """The other side refused what we asked. The reason is its own word, about us: nobody is blamed for it here."""

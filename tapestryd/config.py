@@ -70,6 +70,19 @@ class Storage:
 
 
 @dataclass(frozen=True, slots=True)
+class Trust:
+    """The score of a peer goes from 0 down to -100 with its faults, and halves every `score_halflife_s`. At
+    `score_disconnect` its connection is dropped and it is no donor for us; at `score_ban` it is banned for `ban_time_s`.
+    Lower scores bear with more, shorter times forget faster. `deny`: peer ids that are banned for good."""
+
+    score_disconnect: int = -20
+    score_ban: int = -50
+    score_halflife_s: float = 600.0
+    ban_time_s: float = 43_200.0
+    deny: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class DaemonConfig:
     node: Node = field(default_factory=Node)
     run: RunChoice = field(default_factory=RunChoice)
@@ -78,6 +91,7 @@ class DaemonConfig:
     api: Api = field(default_factory=Api)
     log: Log = field(default_factory=Log)
     storage: Storage = field(default_factory=Storage)
+    trust: Trust = field(default_factory=Trust)
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +278,7 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     near = ends or difflib.get_close_matches(name, known, 1, 0.6)
     if near:
         return f"; did you mean {near[0]}?"
-    return "; there are " + ", ".join(known if len(known) < 8 else sorted({key.partition(".")[0] + ".…" for key in known}))
+    return "; there are " + ", ".join(known if len(known) < 10 else sorted({key.partition(".")[0] + ".…" for key in known}))
 
 
 def _word(key: str) -> str:

@@ -15,12 +15,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from protocols import limits
-from protocols.control import Status, Story
+from protocols.control import Ban, Status, Story
 from protocols.refusal import Refused
 from protocols.rounds import PauseAsked, ResumeAsked
 from protocols.rules import Invite, prefix_of
 from tapestryd import __version__
 from tapestryd.config import DaemonConfig
+from tapestryd.doorkeeper import Doorkeeper
 from tapestryd.errors import DiskFull, LocalFault, StateFault, Unavailable
 from tapestryd.founding import adopt
 from tapestryd.host.api import Api
@@ -52,12 +53,14 @@ class Daemon:
         self._changing = asyncio.Lock()
         self._state: StateDir
         self._identity: Identity
+        self._door: Doorkeeper
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
         self._state = StateDir(self.config.node.state_dir)
         try:
             self._identity = Identity.load_or_make(self._state.path / "identity.key")
+            self._door = Doorkeeper(self.config.trust, self._state, now_ms)
             api = Api(self, self.config.api.socket)
             await api.start()
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -73,6 +76,7 @@ class Daemon:
                 self._notifier.stopping()
                 log.info("stopping")
                 await self._end_session()
+                await self._door.close()
                 says.cancel()
                 await api.stop()
         finally:
@@ -118,7 +122,9 @@ class Daemon:
                 invite = Invite(invite.run_id, tuple(dict.fromkeys([*invite.peers, *known.peers]))[: limits.ADDRESSES])
         network = self.config.network
         bootstrap = [peer for peer in dict.fromkeys([*invite.peers, *network.bootstrap]) if not peer.endswith(self._identity.peer_id)]
-        node = await Node.start(prefix_of(invite.run_id), self._identity.path, network.listen, network.announce, bootstrap, verify)
+        node = await Node.start(
+            prefix_of(invite.run_id), self._identity.path, network.listen, network.announce, bootstrap, verify, self._door
+        )
         if node.peer_id != self._identity.peer_id:
             await node.stop()
             raise StateFault(f"{self._identity.path}: p2pd reads another identity in it; restore it from a backup")
@@ -151,13 +157,28 @@ class Daemon:
     # What the operator may ask.
 
     def status(self) -> Status:
-        return picture(self.config, self.session, self._identity.peer_id, self._began, self._stopping.is_set())
+        return picture(self.config, self.session, self._door, self._identity.peer_id, self._began, self._stopping.is_set())
 
     def rounds(self, limit: int) -> list[Story]:
         return list(self.session.history.stories)[-limit:] if self.session else []
 
     def rules_toml(self) -> str | None:
         return self.session.rules.to_toml() if self.session and self.session.rules else None
+
+    def bans(self) -> tuple[Ban, ...]:
+        return self._door.bans()
+
+    async def ban(self, peer: str, for_s: float | None, reason: str) -> str:
+        if peer == self._identity.peer_id:
+            raise LocalFault(f"{peer} is this node itself")
+        try:
+            return await self._door.ban(peer, for_s, reason)
+        finally:  # in force, whatever the disk says
+            if self.session is not None:
+                await self.session.node.disconnect(peer)
+
+    async def unban(self, peer: str) -> str:
+        return await self._door.unban(peer)
 
     async def pause(self, for_s: float | None) -> str:
         member = self._member()

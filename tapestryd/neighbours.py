@@ -58,6 +58,8 @@ class Neighbours:
         self._fetcher = fetcher
         self._on_proof = on_proof
         self._known: dict[str, _Known] = {}
+        self._shunned: dict[str, float] = {}
+        """Banned peers that had a record at the last look, and when that was."""
         self._doubts: dict[str, _Doubt] = {}
         self._proving: dict[str, Tip] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -70,13 +72,22 @@ class Neighbours:
         await stream.send({"now_ms": now_ms()})
 
     async def refresh(self) -> None:
-        """Read all presence records; what is not a valid one of this run is counted and dropped. Pings who is due."""
+        """Read all presence records, but those of banned peers; what is not a valid one of this run is counted and dropped.
+        Pings who is due."""
         now = time.monotonic()
-        for peer, record in (await self._node.look()).items():
+        found = await self._node.look()
+        self._shunned = {peer: now for peer in found if self._node.door.shut(peer)}
+        for peer in [peer for peer in self._known if self._node.door.shut(peer)]:
+            del self._known[peer]
+        for peer, record in found.items():
+            if peer in self._shunned:
+                continue
             try:
                 presence = Presence.parse(record, run=self._run, peer=peer, now_ms=now_ms(), verify=self._verify)
             except Refused as refused:
-                self._node.refused(refused, "presence", peer)
+                # Not proven: a record that somebody else made up or moved here is refused, too. Nor need it be: nothing is
+                # asked of a peer whose record is refused, and the same record is read at each look until it expires.
+                self._node.refused(refused, "presence", peer, proven=False)
                 continue
             known = self._known.get(peer)
             if presence.state == "left":
@@ -167,7 +178,7 @@ class Neighbours:
         return doubt.times
 
     def _doubted(self, peer: str) -> bool:
-        return peer in self._doubts and time.monotonic() < self._doubts[peer].until
+        return self._node.door.wary(peer) or (peer in self._doubts and time.monotonic() < self._doubts[peer].until)
 
     def doubt(self, tip: Tip) -> None:
         """It was committed, but nobody could bring us there."""
@@ -212,13 +223,18 @@ class Neighbours:
     def count(self) -> int:
         return len(self._known)
 
-    def status(self, base: str) -> tuple[Peer, ...]:
+    def status(self, base: str, score: Callable[[str], float]) -> tuple[Peer, ...]:
         now = time.monotonic()
-        return tuple(
+        found = [
             Peer(
                 peer, known.presence.name, known.presence.state, known.presence.height, known.presence.base,
                 known.presence.base == base and base != "", known.presence.addrs, known.rtt_ms, known.skew_ms,
-                round(now - known.seen, 1), known.presence.version,
+                round(now - known.seen, 1), known.presence.version, score(peer),
             )
             for peer, known in sorted(self._known.items())
-        )  # fmt: skip
+        ]  # fmt: skip
+        banned = [
+            Peer(peer, "", "banned", 0, "", False, (), None, None, round(now - seen, 1), "", score(peer))
+            for peer, seen in sorted(self._shunned.items())
+        ]
+        return (*found, *banned)

@@ -7,6 +7,7 @@ from protocols import control
 from protocols.rounds import IN_ROUND, State
 from tapestryd import __version__
 from tapestryd.config import DaemonConfig
+from tapestryd.doorkeeper import Doorkeeper
 from tapestryd.host.clock import now_ms
 from tapestryd.session import Session
 
@@ -25,16 +26,20 @@ _HEALTH = {
 }
 
 
-def picture(config: DaemonConfig, session: Session | None, peer_id: str, began: float, stopping: bool) -> control.Status:
+def picture(
+    config: DaemonConfig, session: Session | None, door: Doorkeeper, peer_id: str, began: float, stopping: bool
+) -> control.Status:  # fmt: skip
     """`began`: time.monotonic() of the daemon's start."""
     if session is None:
-        return _status(config, peer_id, began, "stopping" if stopping else "idle", None)
+        return _status(config, door, peer_id, began, "stopping" if stopping else "idle", None)
     member = session.member
     state = "stopping" if stopping else "joining" if member is None else _STATES[member.state]
-    return _status(config, peer_id, began, state, session)
+    return _status(config, door, peer_id, began, state, session)
 
 
-def _status(config: DaemonConfig, peer_id: str, began: float, state: str, session: Session | None) -> control.Status:
+def _status(
+    config: DaemonConfig, door: Doorkeeper, peer_id: str, began: float, state: str, session: Session | None
+) -> control.Status:  # fmt: skip
     trainer = control.Trainer(state="off")
     reasons: tuple[str, ...] = ()
     health: list[str] = []
@@ -62,7 +67,9 @@ def _status(config: DaemonConfig, peer_id: str, began: float, state: str, sessio
         traffic=_traffic(session),
         refusals=dict(session.node.refusals) if session else {},
         isolation={"enforced": False, "method": "process split only: data side and network side are separate processes, not yet boxed"},
-        peers=session.neighbours.status(_base(session)) if session else (),
+        peers=session.neighbours.status(_base(session), door.score) if session else (),
+        declined=dict(session.node.declined) if session else {},
+        bans=len(door.bans()),
     )
 
 

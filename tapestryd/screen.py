@@ -30,6 +30,8 @@ def render(status: Doc, *, width: int, colour: bool, rows: int = 10) -> str:
             [f"sent {size(status['traffic']['sent_bytes'])}", f"received {size(status['traffic']['received_bytes'])}", "since start"],
         ),
         ("Refused", [f"{count} {reason}" for reason, count in sorted(status["refusals"].items())]),
+        ("Declined", [f"{count} {reason}" for reason, count in sorted(status["declined"].items())]),
+        ("Banned", [f"{status['bans']} {'peer' if status['bans'] == 1 else 'peers'}: tapestry peers bans"] if status["bans"] else []),
         ("Health", status["health"] or ["ok"]),
     ]
     lines = [_heading(status, width, colour)]
@@ -48,11 +50,22 @@ def peers(found: Sequence[Doc], *, width: int) -> str:
     """Every peer, with its addresses beneath."""
     if not found:
         return "No peers are present.\n"
-    head, *lines = _peer_lines(found, width)
+    head, *lines = _peer_lines(found, width, scores=True)
     out = [head]
     for peer, line in zip(found, lines, strict=True):
         out += [line, *("    " + clean(address) for address in peer["addrs"])]
     return "\n".join(out) + "\n"
+
+
+def bans(found: Sequence[Doc], *, width: int) -> str:
+    if not found:
+        return "Nobody is banned.\n"
+    head = ("PEER", "BY", "ENDS IN", "REASON")
+    cells = [
+        (short(ban["peer_id"]), ban["by"], "-" if ban["left_s"] is None else duration(max(0.0, ban["left_s"])), ban["reason"] or "-")
+        for ban in found
+    ]
+    return "\n".join(_table([head, *cells], width)) + "\n"
 
 
 def rounds(stories: Sequence[Doc], *, width: int) -> str:
@@ -185,15 +198,17 @@ def _loss(loss: float | None) -> str:
     return "-" if loss is None else f"{loss:.3f}"
 
 
-def _peer_lines(found: Iterable[Doc], width: int) -> list[str]:
-    head = ("PEER", "NAME", "STATE", "HEIGHT", "BASE", "RTT", "SKEW", "SEEN", "VERSION")
+def _peer_lines(found: Iterable[Doc], width: int, *, scores: bool = False) -> list[str]:
+    """`scores`: for whoever has the room."""
+    head = ("PEER", "NAME", "STATE", *(("SCORE",) if scores else ()), "HEIGHT", "BASE", "RTT", "SKEW", "SEEN", "VERSION")
     cells = [
         (
             short(peer["peer_id"]),
             cut(clean(peer["name"]), 14) or "-",
             peer["state"],
-            str(peer["height"]),
-            "same" if peer["same_base"] else "other",
+            *((str(round(peer["score"])),) if scores else ()),
+            "-" if peer["state"] == "banned" else str(peer["height"]),
+            "same" if peer["same_base"] else "-" if peer["state"] == "banned" else "other",
             "-" if peer["rtt_ms"] is None else f"{peer['rtt_ms']:.0f} ms",
             "-" if peer["skew_ms"] is None else f"{peer['skew_ms']:+d} ms",
             duration(peer["seen_s"]),

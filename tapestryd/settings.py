@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from protocols import limits
+from protocols.identity import public_key
 from protocols.refusal import Refused
 from protocols.rules import Invite
 
@@ -136,6 +137,15 @@ def _some(value: tuple[Path, ...], folder: Path) -> tuple[Path, ...]:
     return value
 
 
+def _peers(value: tuple[str, ...], folder: Path) -> tuple[str, ...]:
+    for text in value:
+        try:
+            public_key(text)
+        except Refused as refused:
+            raise ValueError(f"{refused.detail}; write whole peer ids, as `tapestry peers --json` shows them") from None
+    return value
+
+
 def _multiaddrs(least: int, *, port: bool = False, peer: bool = False) -> Callable[[Any, Path], Any]:
     """`port`: 0, which means any free port, is not allowed. `peer`: each must end in /p2p/<id>."""
 
@@ -176,6 +186,11 @@ CHECKS: dict[str, Callable[[Any, Path], Any]] = {
     "log.format": _like("auto|text|json", "must be auto, text or json"),
     "storage.snapshot_every": _between(1, 1_000_000),
     "storage.keep_snapshots": _between(1, 1_000),
+    "trust.score_disconnect": _between(-100, -1),
+    "trust.score_ban": _between(-100, -1),
+    "trust.score_halflife": _between(1, 366 * 86_400, " seconds"),
+    "trust.ban_time": _between(1, 366 * 86_400, " seconds"),
+    "trust.deny": _peers,
     "data.paths": _some,
     "data.text_field": _like(".+", "must name the field of a row that holds its text"),
     "data.seed": _between(0, (1 << 63) - 1),

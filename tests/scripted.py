@@ -5,11 +5,14 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
-from protocols.control import Averaging, Heldout, Network, Peer, Run, Self, Status, Story, Traffic, Trainer
+from protocols.control import Averaging, Ban, Heldout, Network, Peer, Run, Self, Status, Story, Traffic, Trainer
 from tapestryd.errors import LocalFault
 from tapestryd.host.api import Api
 
 PEER = "12D3KooWAfPDpPRRRBrmqy9is2zjU5srQ4hKuZitiGmh4NTTpS2d"
+OTHERS = [PEER[:-4] + end for end in ("nQ8b", "wZZa")]
+"""Of the two peers in STATUS: ids by their form, if of nobody's key."""
+BANS = (Ban(OTHERS[1], "configuration", "trust.deny", None), Ban(PEER[:-4] + "mQ8b", "faults", "bad_digest ×5, stalled ×1", 1 << 52))
 INVITE = f"tapestry:{'ab' * 32}?peer=/ip4/192.0.2.7/tcp/31700/p2p/{PEER}"
 RUN = Run("ab" * 32, "tapestry-1b", "", 41, 40, "cd" * 32, 12.3, INVITE, 1_000_000, 4, 2)
 STORY = Story(40, 0, "committed", "", (PEER, "12D3other"), 1.0, 40, "cd" * 32, 3_000_000, 3_100_000, 9_400, 128, 262_144, 2.914)
@@ -30,8 +33,8 @@ STATUS = Status(
     refusals={},
     isolation={},
     peers=(
-        Peer("12D3KooWQnQ8b", "ornl", "training", 40, "cd" * 32, True, ("/ip4/192.0.2.8/tcp/31700",), 31.2, 4, 1.5, "0.1.0"),
-        Peer("12D3KooWw0Za", "森の計算機\x1b[31m", "syncing", 38, "ef" * 32, False, (), None, None, 4.0, "0.1.0"),
+        Peer(OTHERS[0], "ornl", "training", 40, "cd" * 32, True, ("/ip4/192.0.2.8/tcp/31700",), 31.2, 4, 1.5, "0.1.0", 0.0),
+        Peer(OTHERS[1], "森の計算機\x1b[31m", "syncing", 38, "ef" * 32, False, (), None, None, 4.0, "0.1.0", -7.4),
     ),
 )
 IDLE = replace(
@@ -51,6 +54,7 @@ class Scripted:
 
     def __init__(self, exports: Path) -> None:
         self.now = STATUS
+        self.banned = BANS
         self.asked: list[object] = []
         self.fault: Exception | None = None
         self.exports = exports
@@ -64,6 +68,15 @@ class Scripted:
 
     def rules_toml(self) -> str | None:
         return 'name = "tapestry-1b"\n' if self.now.run else None
+
+    def bans(self) -> tuple[Ban, ...]:
+        return self.banned
+
+    async def ban(self, peer: str, for_s: float | None, reason: str) -> str:
+        return self._did(("ban", peer, for_s, reason), f"Banned {peer}.")
+
+    async def unban(self, peer: str) -> str:
+        return self._did(("unban", peer), f"Unbanned {peer}.")
 
     async def pause(self, for_s: float | None) -> str:
         return self._did(("pause", for_s), "Paused.")

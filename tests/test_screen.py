@@ -7,7 +7,7 @@ import pytest
 
 from protocols.control import Averaging, Network, Status, Trainer
 from tapestryd import screen
-from tests.scripted import IDLE, RUN, STATUS, STORY
+from tests.scripted import BANS, IDLE, RUN, STATUS, STORY
 
 JOINING = replace(
     STATUS,
@@ -25,6 +25,8 @@ AVERAGING = replace(
     state="averaging",
     run=replace(RUN, phase="reducing", boundary_in_s=-4.2),
     refusals={"stale": 3, "bad_signature": 1},
+    declined={"banned": 2},
+    bans=1,
     isolation={"enforced": False, "method": "none", "checks": {"no_network": True, "no_data": False}},
     averaging=replace(STATUS.averaging, last=replace(STORY, result="discarded", reason="coverage 0.40 where 0.50 is needed")),
 )
@@ -75,7 +77,7 @@ Health     ok
 
 PEER       NAME            STATE     HEIGHT  BASE   RTT    SKEW   SEEN   VERSION
 12D3…nQ8b  ornl            training  40      same   31 ms  +4 ms  1.5 s  0.1.0
-12D3…w0Za  森の計算機?[3…  syncing   38      other  -      -      4.0 s  0.1.0
+12D3…wZZa  森の計算機?[3…  syncing   38      other  -      -      4.0 s  0.1.0
 """,
     ),
     "averaging": (
@@ -93,11 +95,13 @@ Averaging  round 40 discarded: coverage 0.40 where 0.50 is needed   2 peers
            coverage 1.00   9.4 s   58 of 60 rounds committed
 Traffic    sent 114 MiB   received 118 MiB   since start
 Refused    1 bad_signature   3 stale
+Declined   2 banned
+Banned     1 peer: tapestry peers bans
 Health     ok
 
 PEER       NAME            STATE     HEIGHT  BASE   RTT    SKEW   SEEN   VERSION
 12D3…nQ8b  ornl            training  40      same   31 ms  +4 ms  1.5 s  0.1.0
-12D3…w0Za  森の計算機?[3…  syncing   38      other  -      -      4.0 s  0.1.0
+12D3…wZZa  森の計算機?[3…  syncing   38      other  -      -      4.0 s  0.1.0
 """,
     ),
     "paused": (
@@ -118,7 +122,7 @@ Health     ok
 
 PEER       NAME            STATE     HEIGHT  BASE   RTT    SKEW   SEEN   VERSION
 12D3…nQ8b  ornl            training  40      same   31 ms  +4 ms  1.5 s  0.1.0
-12D3…w0Za  森の計算機?[3…  syncing   38      other  -      -      4.0 s  0.1.0
+12D3…wZZa  森の計算機?[3…  syncing   38      other  -      -      4.0 s  0.1.0
 """,
     ),
 }
@@ -171,8 +175,22 @@ def test_many_peers_are_counted_not_listed() -> None:
 def test_tables() -> None:
     assert screen.peers([], width=80) == "No peers are present.\n"
     assert screen.rounds([], width=80) == "No rounds yet.\n"
+    assert screen.bans([], width=80) == "Nobody is banned.\n"
+    banned = replace(
+        STATUS.peers[0], name="", state="banned", same_base=False, rtt_ms=None, skew_ms=None, version="", score=-50.0, addrs=()
+    )
+    assert screen.peers([asdict(STATUS.peers[1]), asdict(banned)], width=100) == (
+        "PEER       NAME            STATE    SCORE  HEIGHT  BASE   RTT  SKEW  SEEN   VERSION\n"
+        "12D3…wZZa  森の計算機?[3…  syncing  -7     38      other  -    -     4.0 s  0.1.0\n"
+        "12D3…nQ8b  -               banned   -50    -       -      -    -     1.5 s\n"
+    )
+    assert screen.bans([asdict(BANS[0]) | {"left_s": None}, asdict(BANS[1]) | {"left_s": 43_100.0}], width=80) == (
+        "PEER       BY             ENDS IN  REASON\n"
+        "12D3…wZZa  configuration  -        trust.deny\n"
+        "12D3…mQ8b  faults         11h 58m  bad_digest ×5, stalled ×1\n"
+    )
     assert screen.peers(document(STATUS)["peers"], width=80).splitlines()[1:3] == [  # type: ignore[arg-type]
-        "12D3…nQ8b  ornl            training  40      same   31 ms  +4 ms  1.5 s  0.1.0",
+        "12D3…nQ8b  ornl            training  0      40      same   31 ms  +4 ms  1.5 s …",
         "    /ip4/192.0.2.8/tcp/31700",
     ]
     discarded = replace(STORY, result="discarded", reason="no quorum", loss=None)

@@ -5,6 +5,7 @@
     ├── schema                  "1"
     ├── identity.key            0400
     ├── current                 the joined run, as an invite
+    ├── bans.json               peers banned for a time, by their faults or by the operator
     └── runs/<run_id>/
         ├── rules.json          canonical run rules
         ├── tokenizer.json      if the rules name one
@@ -21,15 +22,15 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
 from protocols import limits
-from protocols.canonical import Signed, Verify, digest, dumps
-from protocols.control import Story
+from protocols.canonical import Signed, Verify, digest, dumps, take
+from protocols.control import Ban, Story
 from protocols.layout import Layout
 from protocols.lineage import Entry, Snapshot
 from protocols.refusal import Refused
@@ -114,6 +115,25 @@ class StateDir:
             write(self.path / "current", invite.encode())
         else:
             (self.path / "current").unlink(missing_ok=True)
+
+    def bans(self) -> tuple[Ban, ...]:
+        """As they were kept; a damaged file is set aside, and nobody is banned."""
+        path = self.path / "bans.json"
+        if not path.exists():
+            return ()
+        try:
+            listed = json.loads(path.read_bytes())
+            for raw in listed:
+                take(raw, {"peer_id": str, "by": str, "reason": str, "until_ms": int})
+                if not 0 <= raw["until_ms"] <= limits.INTEGER:
+                    raise ValueError(f"until_ms = {raw['until_ms']}")
+            return tuple(Ban(**raw) for raw in listed)
+        except (ValueError, TypeError, RecursionError, Refused) as error:
+            set_aside(path, str(error))
+            return ()
+
+    def keep_bans(self, bans: Sequence[Ban]) -> None:
+        write(self.path / "bans.json", json.dumps([asdict(ban) for ban in bans], indent=1).encode())
 
     def run(self, run_id: str) -> "RunStore":
         return RunStore(self.path / "runs" / run_id, run_id)

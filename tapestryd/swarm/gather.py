@@ -68,7 +68,7 @@ class Gathering:
                 self._close(key, {"refused": Reason.OTHER_ROUND.value, "detail": "called elsewhere since"})
         parked = self._park((head["round"], head["before"]))
         if len(parked.callers) >= limits.ROSTER_MEMBERS - 1:  # the leader is one too
-            raise Refused(Reason.OUT_OF_RANGE, "the roster is full")
+            raise Refused(Reason.OTHER_ROSTER, "the roster is full")
         parked.callers[stream.peer] = claim
         parked.changed.set()
         await stream.send({"accepted": True})
@@ -115,6 +115,8 @@ class Gathering:
                     return Gathered(roster, leader, tuple(passed_over))
                 except (Gone, Refused) as error:
                     passed_over.append((leader, str(error)))
+                    if isinstance(error, Refused):
+                        self._node.refused(error, "roster", leader)
                     log.info("round=%d leader=%s gives no roster: %s", round, leader[-6:], error)
             raise Gone(passed_over[-1][1])
         finally:  # also when the round is dropped under us: whoever called must not wait here, nor keep a place
@@ -129,6 +131,8 @@ class Gathering:
             parked.changed.clear()
             with suppress(TimeoutError):
                 await asyncio.wait_for(parked.changed.wait(), max(0.0, closes - loop.time()))
+        for peer in [peer for peer in parked.callers if self._node.door.shut(peer)]:  # banned since it called
+            del parked.callers[peer]
         claims = {**parked.callers, self._node.peer_id: claim}
         members = order(self._run, key[0], claims)
         if len(members) < self._min_peers or not any(claim.rate for claim in claims.values()):

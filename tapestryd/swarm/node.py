@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
 from hivemind.dht.node import DHTNode
 from hivemind.dht.validation import DHTRecord, RecordValidatorBase
@@ -24,9 +25,9 @@ from hivemind.utils.timed_storage import get_dht_time
 from protocols import limits
 from protocols.canonical import Json, Signed, Verify, loads
 from protocols.records import is_address
-from protocols.refusal import Refused
+from protocols.refusal import Declined, Reason, Refused
 from tapestryd.swarm.libp2p import Libp2p
-from tapestryd.swarm.streams import Body, Gone, Meter, Stream
+from tapestryd.swarm.streams import Body, Gone, Meter, Stalled, Stream
 
 log = logging.getLogger(__name__)
 
@@ -44,10 +45,40 @@ _LOST = (P2PDaemonError, OSError, EOFError, TimeoutError)
 """What hivemind raises when p2pd or the other side is gone."""
 
 
-class Node:
-    """`prefix` names the run in DHT keys and protocol ids. `refusals` counts what was refused, by reason."""
+class Door(Protocol):
+    """Who may come in. Asked before anything of a peer is read, told of every fault that is shown to be its own."""
 
-    def __init__(self, libp2p: Libp2p, dht: DHTNode, prefix: str, bootstrap: Sequence[str]) -> None:
+    def shut(self, peer: str) -> bool:
+        """Banned: neither served nor asked nor dialled."""
+
+    def wary(self, peer: str) -> bool:
+        """On the way there: not asked for what others have, too."""
+
+    def fault(self, peer: str, reason: Reason) -> bool:
+        """True: drop its connection."""
+
+
+class _OpenDoor:
+    def shut(self, peer: str) -> bool:
+        return False
+
+    def wary(self, peer: str) -> bool:
+        return False
+
+    def fault(self, peer: str, reason: Reason) -> bool:
+        return False
+
+
+OPEN: Door = _OpenDoor()
+"""Everybody may come in, whatever they do."""
+
+
+class Node:
+    """`prefix` names the run in DHT keys and protocol ids. `refusals` counts what we refused, `declined` what others
+    refused of ours, both by reason."""
+
+    def __init__(self, libp2p: Libp2p, dht: DHTNode, prefix: str, bootstrap: Sequence[str], door: Door) -> None:
+        self.door = door
         self._libp2p = libp2p
         self._dht = dht
         self._prefix = prefix
@@ -55,14 +86,17 @@ class Node:
         self._hints: dict[str, list[str]] = {}
         self._open: Counter[str] = Counter()
         self._asked: dict[str, float] = {}
+        self._partings: set[asyncio.Task[None]] = set()
         self.peer_id: str = libp2p.p2p.peer_id.to_base58()
         self.meter = Meter()
         self.refusals: Counter[str] = Counter()
+        self.declined: Counter[str] = Counter()
 
     @classmethod
     async def start(
-        cls, prefix: str, identity: Path, listen: Sequence[str], announce: Sequence[str], bootstrap: Sequence[str], verify: Verify
-    ) -> "Node":
+        cls, prefix: str, identity: Path, listen: Sequence[str], announce: Sequence[str], bootstrap: Sequence[str], verify: Verify,
+        door: Door = OPEN,
+    ) -> "Node":  # fmt: skip
         """Comes up with or without a bootstrap peer in reach; `look` goes on asking them."""
         libp2p = await Libp2p.start(identity, listen, announce)
         try:
@@ -70,7 +104,7 @@ class Node:
         except BaseException:
             await libp2p.stop()
             raise
-        return cls(libp2p, dht, prefix, bootstrap)
+        return cls(libp2p, dht, prefix, bootstrap, door)
 
     async def stop(self) -> None:
         with suppress(Exception):
@@ -113,7 +147,10 @@ class Node:
         due = [
             peer
             for peer in self._bootstrap
-            if peer not in known and peer != self.peer_id and now - self._asked.get(peer, -_ASK_AGAIN_S) >= _ASK_AGAIN_S
+            if peer not in known
+            and peer != self.peer_id
+            and not self.door.shut(peer)
+            and now - self._asked.get(peer, -_ASK_AGAIN_S) >= _ASK_AGAIN_S
         ]
         self._asked.update(dict.fromkeys(due, now))
         await asyncio.gather(*map(self._greet, due))
@@ -144,7 +181,9 @@ class Node:
             raise Gone(f"cannot dial {peer[-6:]}: {error}") from None
 
     async def open(self, peer: str, verb: str) -> Stream:
-        """A stream to `peer`'s handler of `verb`. Raises Gone if it cannot be had within IO_S."""
+        """A stream to `peer`'s handler of `verb`. Raises Gone if it cannot be had within IO_S, or `peer` is banned here."""
+        if self.door.shut(peer):
+            raise Gone(f"{verb}: {peer[-6:]} is banned here")
         try:
             async with asyncio.timeout(limits.IO_S):
                 try:
@@ -163,7 +202,7 @@ class Node:
         return found
 
     async def ask(self, peer: str, verb: str, head: Json, body: Body = b"", *, body_bytes: int = 0) -> tuple[Json, bytearray]:
-        """One question, one answer of at most `body_bytes`. Raises Gone, or Refused with the peer's reason."""
+        """One question, one answer of at most `body_bytes`. Raises Gone, or Declined with the peer's reason."""
         stream = await self.open(peer, verb)
         try:
             await stream.send(head, body)
@@ -180,13 +219,19 @@ class Node:
             self._open[peer] += 1
             try:
                 if self._open[peer] > _STREAMS_A_PEER:
-                    self.refusals["too_many_streams"] += 1
+                    self.refused(Refused(Reason.TOO_MANY_STREAMS, f"{self._open[peer]} at once"), verb, peer)
+                    return
+                if self.door.shut(peer):
+                    self.refusals[Reason.BANNED.value] += 1
+                    await stream.refuse(Refused(Reason.BANNED, ""))
                     return
                 await handler(stream)
             except Refused as refused:
                 self.refused(refused, verb, peer)
                 with suppress(Gone):
                     await stream.refuse(refused)
+            except Stalled as stalled:
+                self.refused(Refused(Reason.STALLED, str(stalled)), verb, peer)
             except Gone as gone:
                 log.debug("%s", gone)
             except Exception:
@@ -198,9 +243,25 @@ class Node:
 
         await self._libp2p.p2p.add_binary_stream_handler(f"/{self._prefix}/{verb}", handle)
 
-    def refused(self, refused: Refused, verb: str, peer: str) -> None:
+    def refused(self, refused: Refused, verb: str, peer: str, *, proven: bool = True) -> None:
+        """Count it. It is `peer`'s own fault only if its stream or its signature carried it (`proven`), and not if it
+        declined something of ours."""
+        if isinstance(refused, Declined):
+            self.declined[refused.reason.value] += 1
+            log.info("%s declined by %s", verb, refused.detail)
+            return
         self.refusals[refused.reason.value] += 1
         log.info("refused %s from %s: %s", verb, peer[-6:], refused)
+        if proven and peer != self.peer_id and self.door.fault(peer, refused.reason):
+            parting = asyncio.create_task(self.disconnect(peer))
+            self._partings.add(parting)
+            parting.add_done_callback(self._partings.discard)
+
+    async def disconnect(self, peer: str) -> None:
+        """End the connection and with it all streams, ours and its. It may come again, and meets the door then."""
+        with suppress(*_LOST):
+            async with asyncio.timeout(_STOP_S):
+                await self._libp2p.p2p._client.disconnect(PeerID.from_base58(peer))
 
 
 class _OwnRecords(RecordValidatorBase):  # type: ignore[misc]

@@ -43,7 +43,7 @@ class Reach:
         now = asyncio.get_running_loop().time()
         self._served = {peer: at for peer, at in self._served.items() if now - at < _ASKED_S}
         if stream.peer in self._served:
-            raise Refused(Reason.OUT_OF_RANGE, f"asked again within {_ASKED_S:.0f} s")
+            raise Refused(Reason.TOO_SOON, f"asked again within {_ASKED_S:.0f} s")
         self._served[stream.peer] = now
         tried = await asyncio.gather(*map(_answers, self._addresses(stream.peer)))
         await stream.send({"reachable": any(tried)})
@@ -55,6 +55,8 @@ class Reach:
                 head, _ = await self._node.ask(peer, "dialback", {})
                 take(head, {"reachable": bool})
             except (Gone, Refused) as error:
+                if isinstance(error, Refused):
+                    self._node.refused(error, "dialback", peer)
                 log.debug("dialback by %s: %s", peer[-6:], error)
                 continue
             if self.reachable != head["reachable"]:

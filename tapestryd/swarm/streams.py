@@ -15,7 +15,7 @@ from typing import Any
 
 from protocols import limits
 from protocols.canonical import Json, dumps, loads
-from protocols.refusal import Reason, Refused
+from protocols.refusal import Declined, Reason, Refused
 
 _LENGTHS = struct.Struct("<IQ")
 _CHUNK = 1 << 18
@@ -29,6 +29,10 @@ Body = bytes | bytearray | memoryview
 
 class Gone(Exception):
     """The other peer cannot be reached, or went away in the middle. Nobody's fault until shown otherwise."""
+
+
+class Stalled(Gone):
+    """The stream is there, and nothing moved on it for as long as we wait."""
 
 
 class Meter:
@@ -90,8 +94,10 @@ class Stream:
                 for start in range(0, len(view), _CHUNK):
                     self._writer.write(view[start : start + _CHUNK])
                     await asyncio.wait_for(self._writer.drain(), limits.IO_S)
-        except (OSError, TimeoutError, RuntimeError) as error:
-            raise Gone(f"{self.verb} to {self.peer[-6:]}: {error or 'no progress'}") from None
+        except TimeoutError:
+            raise Stalled(f"{self.verb} to {self.peer[-6:]}: no progress") from None
+        except (OSError, RuntimeError) as error:
+            raise Gone(f"{self.verb} to {self.peer[-6:]}: {error}") from None
         self._meter.sent[self.verb] = self._meter.sent.get(self.verb, 0) + _LENGTHS.size + len(raw) + len(view)
 
     async def receive(self, body_bytes: int, timeout: float = limits.IO_S) -> tuple[Json, bytearray]:
@@ -111,16 +117,18 @@ class Stream:
                         raise Gone(f"{self.verb}: {self.peer[-6:]} ended in the middle")
                     body[at : at + len(chunk)] = chunk
                     at += len(chunk)
-        except (OSError, TimeoutError, EOFError) as error:
+        except TimeoutError:
+            raise Stalled(f"{self.verb}: nothing from {self.peer[-6:]} in time") from None
+        except (OSError, EOFError) as error:
             raise Gone(f"{self.verb}: nothing from {self.peer[-6:]} ({type(error).__name__})") from None
         self._meter.received[self.verb] = self._meter.received.get(self.verb, 0) + _LENGTHS.size + head_size + size
         return loads(head, limits.FRAME_BYTES), body
 
     async def answer(self, body_bytes: int = 0, timeout: float = limits.IO_S) -> tuple[Json, bytearray]:
-        """As `receive`, of an answer: {"refused": reason, "detail": …} is raised as Refused."""
+        """As `receive`, of an answer: {"refused": reason, "detail": …} is raised as Declined."""
         head, body = await self.receive(body_bytes, timeout)
         if "refused" in head:
-            raise Refused(_reason(head["refused"]), f"{self.peer[-6:]} says: {str(head.get('detail', ''))[:200]}")
+            raise Declined(_reason(head["refused"]), f"{self.peer[-6:]} says: {str(head.get('detail', ''))[:200]}")
         return head, body
 
     async def refuse(self, refused: Refused) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from protocols import limits
 from protocols.canonical import digest
-from protocols.control import Story
+from protocols.control import Ban, Story
 from protocols.lineage import Snapshot, Tip
 from tapestryd.errors import DiskFull, StateFault
 from tapestryd.host import store as store_module
@@ -180,6 +180,29 @@ def test_the_directory_is_private_and_says_what_is_wrong_with_it(tmp_path: Path)
     (tmp_path / "file").write_text("")
     with pytest.raises(StateFault, match=r"node\.state_dir"):
         StateDir(tmp_path / "file")
+
+
+def test_bans_are_kept_and_a_damaged_file_bans_nobody(tmp_path: Path) -> None:
+    state, path = StateDir(tmp_path), tmp_path / "bans.json"
+    assert state.bans() == ()
+    bans = (Ban("12D3a", "operator", "spam, “again”", 1_800_000_000_000), Ban("12D3b", "faults", "bad_digest ×10", 1))
+    state.keep_bans(bans)
+    assert state.bans() == bans
+    good = path.read_bytes()
+    kept = json.loads(good)
+    for bad in (
+        b"", b"\xff", good[:-3], b"7", b"{}x", b"[7]", b'["peer_id"]', b"[" * 100_000, json.dumps({"a": kept[0]}).encode(),
+        *(json.dumps([kept[0] | {key: value}]).encode() for key, value in (
+            ("until_ms", None), ("until_ms", 1.5), ("until_ms", -1), ("until_ms", 10**30), ("until_ms", True), ("peer_id", 7), ("more", 1),
+        )),
+    ):  # fmt: skip
+        path.write_bytes(bad)
+        assert state.bans() == (), bad[:50]
+        assert not path.exists()
+        assert (tmp_path / "bans.json.damaged").read_bytes() == bad
+    state.keep_bans(())
+    assert state.bans() == ()
+    state.close()
 
 
 def test_the_joined_run_is_remembered(tmp_path: Path) -> None:

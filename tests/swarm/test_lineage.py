@@ -228,7 +228,7 @@ def test_a_wrong_piece_is_refused_and_the_other_donor_used(tmp_path: Path, lie: 
             taken = Taken()
             await fetcher(here).pieces([bad.peer_id, good.peer_id], made, taken.have, taken.keep)
             assert taken.whole() == data
-            assert sum(here.refusals.values()) == 1  # it was asked once, and no more
+            assert sum((here.refusals + here.declined).values()) == 1  # it was asked once, and no more
             with pytest.raises(Gone):
                 await fetcher(here).pieces([bad.peer_id], made, Taken().have, Taken().keep)
 
@@ -261,7 +261,7 @@ def test_a_manifest_needs_a_certificate_or_to_be_genesis(tmp_path: Path) -> None
             found, proof = await fetch.snapshot(ids, made.elements, 2, line.rules.model.genesis)
             assert found == made
             assert proof == line.entries[1]
-            assert dict(here.refusals) == {"stale": 2, "no_quorum": 1}
+            assert (dict(here.refusals), dict(here.declined)) == ({"no_quorum": 1}, {"stale": 2})
             young = Line.begin()
             good.kept = [young.snapshot()[0]]
             with pytest.raises(Gone, match="not the genesis"):
@@ -300,12 +300,13 @@ def test_entries_come_whole_and_verified_or_from_another(tmp_path: Path) -> None
             await Donor(best, good).serve()
             for shelf, (_, reason) in zip(shelves, cases, strict=True):
                 here.refusals.clear()
+                here.declined.clear()
                 if not hasattr(bad, "shelf"):
                     bad.shelf = shelf  # type: ignore[attr-defined]
                     await Donor(bad, _Through(bad)).serve()
                 bad.shelf = shelf  # type: ignore[attr-defined]
                 assert await fetcher(here, run).entry([bad.peer_id, best.peer_id], 1) == (entry, parts)
-                assert dict(here.refusals) == {reason.value: 1}, reason  # type: ignore[union-attr]
+                assert dict(here.refusals + here.declined) == {reason.value: 1}, reason  # type: ignore[union-attr]
             fetch = fetcher(here, run)
             fetch.entry_bytes = len(whole) - 1
             with pytest.raises(Gone, match="too_large"):

@@ -34,7 +34,7 @@ def test_who_can_be_dialled_finds_out(tmp_path: Path) -> None:
             announced[one.peer_id] = await one.addresses()
             with pytest.raises(Refused) as refused:
                 await one.ask(two.peer_id, "dialback", {})
-            assert refused.value.reason is Reason.OUT_OF_RANGE
+            assert refused.value.reason is Reason.TOO_SOON
             await mine.ask([two.peer_id])  # refused, so we know what we knew
             assert mine.reachable is False
 
