@@ -11,12 +11,15 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from protocols import TREATY
 from protocols.control import SCHEMA, Exit
+from protocols.identity import public_key
+from protocols.refusal import Refused
 from tapestryd import __version__, screen
 from tapestryd.client import Client, Doc, NotAllowed, default_socket, export
 from tapestryd.errors import LocalFault, NotRunning
@@ -81,6 +84,34 @@ def _well(client: Client) -> bool:
 
 def peers(options: argparse.Namespace, client: Client) -> int:
     return _show(options, client.ask("GET", "/v1/peers"), lambda found: screen.peers(found["peers"], width=_columns()))
+
+
+def ban(options: argparse.Namespace, client: Client) -> int:
+    body = {"for_s": options.duration, "reason": options.reason}
+    return _said(options, client.ask("PUT", f"/v1/bans/{_whole_id(options.peer, client)}", body))
+
+
+def unban(options: argparse.Namespace, client: Client) -> int:
+    return _said(options, client.ask("DELETE", f"/v1/bans/{_whole_id(options.peer, client)}"))
+
+
+def bans(options: argparse.Namespace, client: Client) -> int:
+    return _show(options, client.ask("GET", "/v1/bans"), lambda found: screen.bans(found["bans"], width=_columns()))
+
+
+def _whole_id(text: str, client: Client) -> str:
+    """The peer id that is meant: itself, or by its end, as tables and logs show it. Raises LocalFault unless there is just one."""
+    with suppress(Refused):
+        public_key(text)
+        return text
+    end = text.rpartition("…")[2]
+    listed: list[str] = [peer["peer_id"] for peer in client.ask("GET", "/v1/peers")["peers"] + client.ask("GET", "/v1/bans")["bans"]]
+    meant = sorted({peer for peer in listed if end and peer.endswith(end)})
+    if len(meant) > 1:
+        raise LocalFault(f"{screen.clean(text)} may be any of {', '.join(meant[:4])}; write more of its end.")
+    if not meant:
+        raise LocalFault(f"{screen.clean(text)} is neither a whole peer id nor the end of one that is present or banned.")
+    return meant[0]
 
 
 def rounds(options: argparse.Namespace, client: Client) -> int:
@@ -211,7 +242,15 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--watch", nargs="?", const=2.0, type=_seconds, metavar="SECONDS", help="again and again, every 2 seconds or as given")
     one.add_argument("--peers", action=argparse.BooleanOptionalAction, default=None, help="all peers, or none, instead of the first ten")
     one.add_argument("--check", action="store_true", help="exit 5 unless in a run and with nothing to say about health")
-    add(verbs, "peers", peers, "the peers of this run, with their addresses")
+    one = add(verbs, "peers", peers, "the peers of this run, with their addresses; whom to keep out")
+    some = one.add_subparsers(metavar="COMMAND")
+    one = add(some, "ban", ban, "close the door to a peer, whatever it does")
+    one.add_argument("peer", metavar="ID", help="a peer id, or the end of one as the tables show it")
+    one.add_argument("--for", dest="duration", type=_duration, metavar="12h", help="then it may come again (trust.ban_time)")
+    one.add_argument("--reason", metavar="TEXT", help="for whoever reads the list")
+    one = add(some, "unban", unban, "open it again; what was held against the peer is forgotten")
+    one.add_argument("peer", metavar="ID", help="as for ban")
+    add(some, "bans", bans, "who is kept out, until when, and why")
     one = add(verbs, "rounds", rounds, "the latest rounds as this node lived them, newest last")
     one.add_argument("--limit", default="20", metavar="N", help="how many (20)")
     one = add(verbs, "pause", pause, "stop training; the round in hand is left")

@@ -16,7 +16,7 @@ from tapestryd import __version__, cli, client, screen
 from tapestryd.client import default_socket
 from tapestryd.errors import LocalFault
 from tapestryd.host import control_socket
-from tests.scripted import IDLE, INVITE, RUN, STATUS, Served
+from tests.scripted import BANS, IDLE, INVITE, OTHERS, PEER, RUN, STATUS, Served
 
 COMMAND = [sys.executable, "-W", "error", "-m", "tapestryd.cli"]
 ENVIRON = {"PATH": os.environ["PATH"], "COLUMNS": "80", "PYTHONUTF8": "1"}
@@ -75,12 +75,31 @@ def test_changes_say_what_changed(served: Served, tmp_path: Path) -> None:
         (["run", "join", INVITE], ("join", INVITE)),
         (["run", "join", "run.toml"], ("join", str(Path.cwd() / "run.toml"))),
         (["run", "leave"], "leave"),
+        (["peers", "ban", PEER, "--for", "12h", "--reason", "spam, and more"], ("ban", PEER, 43_200.0, "spam, and more")),
+        (["peers", "ban", "nQ8b"], ("ban", OTHERS[0], None, "")),
+        (["peers", "ban", "12D3…nQ8b"], ("ban", OTHERS[0], None, "")),
+        (["peers", "unban", "…mQ8b"], ("unban", BANS[1].peer_id)),
         (["shutdown"], "shutdown"),
     ):
         done = tapestry(served.socket, *words)
         assert (done.returncode, served.operator.asked[-1]) == (0, asked)
         assert done.stdout.endswith(".\n")
     assert json.loads(tapestry(served.socket, "resume", "--json").stdout) == {"schema": 1, "said": "Training goes on."}
+
+
+def test_bans_and_whom_an_end_of_an_id_means(served: Served) -> None:
+    assert len(json.loads(tapestry(served.socket, "peers", "bans", "--json").stdout)["bans"]) == 2
+    assert tapestry(served.socket, "peers", "bans").stdout.splitlines()[1].startswith("12D3…wZZa  configuration  - ")
+    served.operator.asked.clear()
+    for words, sentence in (
+        (["ban", "Q8b"], f"Q8b may be any of {BANS[1].peer_id}, {OTHERS[0]}; write more of its end."),
+        (["ban", "zzz\x1b[2J"], "zzz?[2J is neither a whole peer id nor the end of one that is present or banned."),
+        (["unban", "…"], "… is neither a whole peer id nor the end of one that is present or banned."),
+        (["ban", "../run"], "../run is neither a whole peer id nor the end of one that is present or banned."),
+    ):
+        done = tapestry(served.socket, "peers", *words)
+        assert (done.returncode, done.stdout, done.stderr) == (1, "", sentence + "\n")
+    assert served.operator.asked == []
 
 
 def test_no_daemon_is_3_and_says_what_to_do(tmp_path: Path) -> None:
@@ -115,6 +134,8 @@ def test_the_daemons_own_sentence_is_1(served: Served) -> None:
         ["run"],
         ["dance"],
         ["pause", "--for", "soon"],
+        ["peers", "ban"],
+        ["peers", "ban", "x", "--for", "soon"],
         ["wait"],
         ["wait", "--for", "round=x"],
         ["status", "--watch=x"],
@@ -138,6 +159,8 @@ def test_help_of_every_verb() -> None:
         [],
         ["status"],
         ["peers"],
+        ["peers", "ban"],
+        ["peers", "bans"],
         ["rounds"],
         ["pause"],
         ["resume"],

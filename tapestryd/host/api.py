@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -20,9 +20,12 @@ from typing import Any, Protocol
 from aiohttp import web
 
 from protocols import TREATY, limits
-from protocols.control import SCHEMA, Status, Story
+from protocols.control import SCHEMA, Ban, Status, Story
+from protocols.identity import public_key
+from protocols.refusal import Refused
 from tapestryd.errors import DiskFull, LocalFault
 from tapestryd.host import control_socket
+from tapestryd.host.clock import now_ms
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +33,8 @@ READY = ("syncing", "training", "averaging", "paused")
 """States of a member of a run, as /readyz and `tapestry wait --for joined` mean it."""
 HOSTS = ("localhost", "tapestry")
 """A web page whose name was pointed at us (DNS rebinding) sends its own name instead."""
-PAUSE_S = 366 * 86_400
+PAUSE_S = BAN_S = 366 * 86_400
+REASON_CHARS = 200
 ROUNDS = 1_000
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -45,6 +49,13 @@ class Operator(Protocol):
         """At most `limit` of the latest rounds, newest last."""
 
     def rules_toml(self) -> str | None: ...
+
+    def bans(self) -> Sequence[Ban]: ...
+
+    async def ban(self, peer: str, for_s: float | None, reason: str) -> str:
+        """`for_s` None: as long as the configuration says."""
+
+    async def unban(self, peer: str) -> str: ...
 
     async def pause(self, for_s: float | None) -> str: ...
 
@@ -112,6 +123,9 @@ class Api:
                 web.get("/v1/run", self._run),
                 web.put("/v1/run", self._join),
                 web.delete("/v1/run", self._leave),
+                web.get("/v1/bans", self._bans),
+                web.put("/v1/bans/{peer_id}", self._ban),
+                web.delete("/v1/bans/{peer_id}", self._unban),
                 web.post("/v1/pause", self._pause),
                 web.post("/v1/resume", self._resume),
                 web.post("/v1/shutdown", self._shutdown),
@@ -186,14 +200,29 @@ class Api:
         await _body(request)
         return _reply(said=await self._operator.leave())
 
-    async def _pause(self, request: web.Request) -> web.Response:
-        body = await _body(request, "for_s")
-        for_s = body.get("for_s")
-        if for_s is not None and (type(for_s) not in (int, float) or not 0 < for_s <= PAUSE_S):
+    async def _bans(self, request: web.Request) -> web.Response:
+        now = now_ms()
+        bans = [
+            asdict(ban) | {"left_s": None if ban.until_ms is None else round((ban.until_ms - now) / 1000, 1)}
+            for ban in self._operator.bans()
+        ]
+        return _reply(bans=bans)
+
+    async def _ban(self, request: web.Request) -> web.Response:
+        body = await _body(request, "for_s", "reason")
+        peer, for_s, reason = _peer(request), _for_s(body, BAN_S), body.get("reason") or ""
+        if not isinstance(reason, str) or len(reason) > REASON_CHARS or not reason.isprintable():
             raise Refusal(
-                HTTPStatus.BAD_REQUEST, f"for_s = {str(for_s)[:40]!r}: must be a number of seconds, above 0 and at most {PAUSE_S}, or null"
+                HTTPStatus.BAD_REQUEST, f"reason = {str(reason)[:40]!r}: must be one line of at most {REASON_CHARS} characters, or null"
             )
-        return _reply(said=await self._operator.pause(for_s))
+        return _reply(said=await self._operator.ban(peer, for_s, reason))
+
+    async def _unban(self, request: web.Request) -> web.Response:
+        await _body(request)
+        return _reply(said=await self._operator.unban(_peer(request)))
+
+    async def _pause(self, request: web.Request) -> web.Response:
+        return _reply(said=await self._operator.pause(_for_s(await _body(request, "for_s"), PAUSE_S)))
 
     async def _resume(self, request: web.Request) -> web.Response:
         await _body(request)
@@ -216,6 +245,24 @@ class Api:
         if name not in {file["name"] for file in export.files}:
             raise Refusal(HTTPStatus.NOT_FOUND, f"the export holds no file {name[:80]!r}")
         return web.FileResponse(export.folder / name)
+
+
+def _peer(request: web.Request) -> str:
+    peer = request.match_info["peer_id"]
+    try:
+        public_key(peer)
+    except Refused as refused:
+        raise Refusal(HTTPStatus.BAD_REQUEST, f"peer id {peer[:80]!r}: {refused.detail}; it must be whole") from None
+    return peer
+
+
+def _for_s(body: Mapping[str, Any], most_s: int) -> float | None:
+    for_s: float | None = body.get("for_s")
+    if for_s is not None and (type(for_s) not in (int, float) or not 0 < for_s <= most_s):
+        raise Refusal(
+            HTTPStatus.BAD_REQUEST, f"for_s = {str(for_s)[:40]!r}: must be a number of seconds, above 0 and at most {most_s}, or null"
+        )
+    return for_s
 
 
 def _reply(**members: object) -> web.Response:

@@ -20,7 +20,7 @@ import uvloop
 from protocols import limits
 from tapestryd.errors import ConfigFault, DiskFull, LocalFault, Unavailable
 from tapestryd.host import control_socket
-from tests.scripted import IDLE, INVITE, STATUS, Scripted, Served
+from tests.scripted import IDLE, INVITE, PEER, STATUS, Scripted, Served
 
 Headers = dict[str, str]
 
@@ -63,6 +63,8 @@ def test_reading(served: Served) -> None:
     assert [peer["name"] for peer in get("/v1/peers")["peers"]] == ["ornl", "森の計算機\x1b[31m"]
     assert [story["round"] for story in get("/v1/rounds?limit=3")["rounds"]] == [38, 39, 40]
     assert len(get("/v1/rounds")["rounds"]) == 11
+    assert [(ban["by"], ban["until_ms"]) for ban in get("/v1/bans")["bans"]] == [("configuration", None), ("faults", 1 << 52)]
+    assert [ban["left_s"] is None for ban in get("/v1/bans")["bans"]] == [True, False]
     assert get("/v1/version") == {"schema": 1, "version": "0.1.0", "treaty": 1}
     assert get("/v1/run") == {"schema": 1, "id": "ab" * 32, "name": "tapestry-1b", "invite": INVITE, "rules_toml": 'name = "tapestry-1b"\n'}
 
@@ -89,6 +91,10 @@ def test_changes(served: Served) -> None:
         ("POST", "/v1/pause", {"for_s": None}, ("pause", None)),
         ("POST", "/v1/pause", None, ("pause", None)),
         ("POST", "/v1/resume", {}, "resume"),
+        ("PUT", f"/v1/bans/{PEER}", {"for_s": 60, "reason": "spam"}, ("ban", PEER, 60, "spam")),
+        ("PUT", f"/v1/bans/{PEER}", {"for_s": None, "reason": None}, ("ban", PEER, None, "")),
+        ("PUT", f"/v1/bans/{PEER}", None, ("ban", PEER, None, "")),
+        ("DELETE", f"/v1/bans/{PEER}", None, ("unban", PEER)),
         ("PUT", "/v1/run", {"target": INVITE}, ("join", INVITE)),
         ("PUT", "/v1/run", {"target": "/a/run.toml"}, ("join", "/a/run.toml")),
         ("DELETE", "/v1/run", None, "leave"),
@@ -119,6 +125,13 @@ def test_changes(served: Served) -> None:
         ("PUT", "/v1/run", {}, 400, "target = 'None': must be an invite"),
         ("PUT", "/v1/run", {"target": "run.toml"}, 400, "or the absolute path of a run.toml"),
         ("PUT", "/v1/run", {"target": 3}, 400, "target = '3': must be an invite"),
+        ("PUT", "/v1/bans/12D3", {}, 400, "peer id '12D3': '12D3' is not the id of an Ed25519 key; it must be whole"),
+        ("PUT", f"/v1/bans/{'x' * 1000}", {}, 400, "a peer id of 1000 characters"),
+        ("PUT", f"/v1/bans/{PEER}", {"for_s": -1}, 400, "for_s = '-1': must be a number of seconds"),
+        ("PUT", f"/v1/bans/{PEER}", {"reason": "two\nlines"}, 400, "must be one line of at most 200 characters"),
+        ("PUT", f"/v1/bans/{PEER}", {"reason": ["a"]}, 400, "must be one line"),
+        ("DELETE", "/v1/bans/nobody", None, 400, "it must be whole"),
+        ("POST", "/v1/bans", {}, 405, "POST /v1/bans"),
         ("GET", "/v1/rounds?limit=0", None, 400, "limit = '0': must be a whole number from 1 to 1000"),
         ("GET", "/v1/rounds?limit=many", None, 400, "limit = 'many'"),
         ("GET", "/v1/nothing", None, 404, "GET /v1/nothing: Not Found"),
@@ -185,10 +198,16 @@ def test_one_who_may_only_read(served: Served, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(control_socket, "may_change", may_change)
     assert ask(served.socket, "GET", "/v1/status")[0] == 200
-    for method, target in (("POST", "/v1/pause"), ("PUT", "/v1/run"), ("DELETE", "/v1/run"), ("POST", "/v1/export")):
+    for method, target in (
+        ("POST", "/v1/pause"),
+        ("PUT", "/v1/run"),
+        ("DELETE", "/v1/run"),
+        ("POST", "/v1/export"),
+        ("PUT", f"/v1/bans/{PEER}"),
+    ):
         status, answer, _ = ask(served.socket, method, target)
         assert (status, answer["detail"]) == (403, "only root, the daemon's own user and the group tapestry-admin may change things")
-    assert seen == [(os.getuid(), os.getgid())] * 4
+    assert seen == [(os.getuid(), os.getgid())] * 5
     assert served.operator.asked == []
 
 
