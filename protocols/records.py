@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from protocols import limits
 from protocols.canonical import Json, Sign, Signed, Verify, dumps, is_digest, loads, take
 from protocols.lineage import Tip
+from protocols.membership import Delegation, maybe
 from protocols.refusal import Reason, Refused
 
 STATES = ("waiting", "joining", "syncing", "training", "averaging", "paused", "left")
@@ -20,7 +21,8 @@ waiting: it lacks something of its own."""
 @dataclass(frozen=True, slots=True)
 class Presence:
     """`made_ms`: swarm time of making. `base` empty: no base yet. `addrs`: where it can be dialled; none for a peer that
-    can only dial out. Everything here is a claim of `peer`, proven to be its own and no more."""
+    can only dial out. `delegation`: of `peer` by its Member, verified, but not held against the rules; none in an open run.
+    Everything here is a claim of `peer`, proven to be its own and no more."""
 
     run: str
     peer: str
@@ -31,6 +33,7 @@ class Presence:
     base: str
     addrs: tuple[str, ...]
     version: str
+    delegation: Delegation | None
     made_ms: int
 
     @property
@@ -45,6 +48,7 @@ class Presence:
         body: Json = {
             "run": self.run, "name": self.name, "state": self.state, "height": self.height, "weight": self.weight,
             "base": self.base, "addrs": list(self.addrs), "version": self.version, "made_ms": self.made_ms,
+            "delegation": self.delegation.to_json() if self.delegation else {},
         }  # fmt: skip
         data = dumps(Signed.make("presence", body, self.peer, sign).to_json())
         if len(data) > limits.RECORD_BYTES:
@@ -62,7 +66,7 @@ class Presence:
             body,
             {
                 "run": str, "name": str, "state": str, "height": int, "weight": int,
-                "base": str, "addrs": list, "version": str, "made_ms": int,
+                "base": str, "addrs": list, "version": str, "delegation": dict, "made_ms": int,
             },
         )  # fmt: skip
         if signed.peer != peer:
@@ -87,7 +91,7 @@ class Presence:
             raise Refused(Reason.OUT_OF_RANGE, "height or weight")
         if (body["height"] == 0) != (body["weight"] == 0):
             raise Refused(Reason.OUT_OF_RANGE, "weight comes from commits, and every commit has some")
-        body = {**body, "addrs": tuple(body["addrs"])}
+        body = {**body, "addrs": tuple(body["addrs"]), "delegation": maybe(body["delegation"], verify)}
         return cls(peer=peer, **body)
 
 

@@ -102,6 +102,7 @@ class RunRules:
     treaty: int
     name: str
     membership: str
+    members: tuple[str, ...]
     model: Model
     tokenizer: Tokenizer
     schedule: Schedule
@@ -182,7 +183,8 @@ class RunRules:
 
         need(self.treaty == TREATY, "treaty", self.treaty, f"this version speaks treaty {TREATY}")
         need(0 < len(self.name) <= limits.NAME_CHARS and self.name.isprintable(), "name", self.name, "must be 1 to 64 printable characters")
-        need(self.membership == "open", "membership", self.membership, 'must be "open"')
+        need(self.membership in ("open", "roster"), "membership", self.membership, 'must be "open" or "roster"')
+        found += self._members()
         need(is_digest(self.model.genesis), "model.genesis", self.model.genesis, "must be a SHA-256 in hexadecimal")
         need(_model_type(self.model.config) != "", "model.config", self.model.config[:60], "must be a JSON object with a model_type")
         need(self.tokenizer.kind in ("bytes", "file"), "tokenizer.kind", self.tokenizer.kind, 'must be "bytes" or "file"')
@@ -219,6 +221,22 @@ class RunRules:
             found.append(f"model.tensors, averaging.fragments: {refused.detail}")
         size = 0 if found else len(self.canonical())
         need(size <= limits.RULES_BYTES, "model", "…", f"the rules take {size} bytes, of which peers accept {limits.RULES_BYTES}")
+        return found
+
+    def _members(self) -> list[str]:
+        """What is wrong with the list of Members."""
+        if self.membership != "roster":
+            return ["members: only a run in roster mode has Members; must be empty"] if self.members else []
+        if not 1 <= len(self.members) <= limits.MEMBERS:
+            return [f"members: {len(self.members)} of them; roster mode needs 1 to {limits.MEMBERS}"]
+        found = []
+        for member in self.members:
+            try:
+                public_key(member)
+            except Refused:
+                found.append(f"members = {member[:60]!r}: must be a Member's id, as `tapestry member show` prints it")
+        if list(self.members) != sorted(set(self.members)):
+            found.append("members: must be sorted, and each there once")
         return found
 
 

@@ -26,8 +26,8 @@ from tapestryd.errors import LocalFault, NotRunning
 from tapestryd.settings import parse_duration
 
 POLL_S = 0.2
-_PROGRAMS = {("run", "new"): "tapestryd.founding", ("lineage",): "tapestryd.audit"}
-"""Verbs that are programs of their own, because they import torch."""
+_PROGRAMS = {("run", "new"): "tapestryd.founding", ("lineage",): "tapestryd.audit", ("member",): "tapestryd.delegating"}
+"""Verbs that are programs of their own, because they import torch or cryptography."""
 EXITS = """exit codes: 0 done, 1 failed, 2 usage, 3 no daemon answers, 4 not permitted, 5 degraded (status --check),
 124 wait timed out, 130 interrupted"""
 
@@ -266,6 +266,10 @@ def _parser() -> argparse.ArgumentParser:
     lineage = add(
         verbs, "lineage", lambda options, client: lineage.error("write it first: tapestry lineage …"),
         "prove a base from files, offline; see tapestry lineage --help",
+    )  # fmt: skip
+    member = add(
+        verbs, "member", lambda options, client: member.error("write it first: tapestry member …"),
+        "a Member's key and delegations; see tapestry member --help",
     )  # fmt: skip
     run = verbs.add_parser("run", help="found, join, show, leave", description="The run that this node is in.", allow_abbrev=False)
     runs = run.add_subparsers(metavar="COMMAND", required=True)

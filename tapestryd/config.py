@@ -24,9 +24,11 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class RunChoice:
-    """`join`: an invite, or the path of a run.toml with its genesis beside it; empty is idle until `tapestry run join`."""
+    """`join`: an invite, or the path of a run.toml with its genesis beside it; empty is idle until `tapestry run join`.
+    `delegation`: in roster mode the file that a Member's `tapestry member delegate` wrote; it is read again while we run."""
 
     join: str = ""
+    delegation: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--average", type=float, default=60, metavar="SECONDS", help="window for averaging (default 60)")
     p.add_argument("--fragments", type=int, default=4, help="the vector is averaged one fragment a round (default 4)")
     p.add_argument("--min-peers", type=int, default=2)
+    p.add_argument(
+        "--member", action="append", default=[], metavar="ID",
+        help="once for each Member: only nodes that they delegate take part (default: whoever has the invite)",
+    )  # fmt: skip
     p.add_argument("--coverage", default="0.5", help="least share of contributions in a mean (default 0.5)")
     p.add_argument(
         "--aggregation",
@@ -140,7 +144,8 @@ def _rules(a: argparse.Namespace, config: str, tensors: tuple[str, ...], genesis
     rules = RunRules(
         treaty=TREATY,
         name=a.name,
-        membership="open",
+        membership="roster" if a.member else "open",
+        members=tuple(sorted(a.member)),
         model=Model(config, tensors, genesis),
         tokenizer=Tokenizer("file", digest(tokenizer)) if tokenizer else Tokenizer("bytes", ""),
         schedule=Schedule(now_ms(), round(a.train * 1000), round(a.average * 1000)),

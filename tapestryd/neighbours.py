@@ -13,6 +13,7 @@ from protocols import limits
 from protocols.canonical import Verify, take
 from protocols.control import Peer
 from protocols.lineage import Tip
+from protocols.membership import Delegation
 from protocols.records import Presence
 from protocols.refusal import Reason, Refused
 from protocols.rounds import Seen
@@ -22,6 +23,9 @@ from tapestryd.swarm.node import Node
 from tapestryd.swarm.streams import Gone, Stream
 
 log = logging.getLogger(__name__)
+
+Admit = Callable[[str, Delegation | None, int], str]
+"""(node, its delegation, at_ms) → whose voice it has. Raises Refused if it has none."""
 
 _PING_S = 15.0
 _DOUBT_S = 10.0
@@ -49,12 +53,14 @@ class _Doubt:
 
 
 class Neighbours:
-    """`on_proof()` is called when a certificate has come of a tip that was only announced before."""
+    """`on_proof()` is called when a certificate has come of a tip that was only announced before.
+    `admit` is set once the rules are known; until then everybody counts, as somebody to ask for them."""
 
     def __init__(self, node: Node, run: str, verify: Verify, fetcher: Fetcher, on_proof: Callable[[], None]) -> None:
         self._node = node
         self._run = run
         self._verify = verify
+        self.admit: Admit | None = None
         self._fetcher = fetcher
         self._on_proof = on_proof
         self._known: dict[str, _Known] = {}
@@ -88,6 +94,13 @@ class Neighbours:
                 # Not proven: a record that somebody else made up or moved here is refused, too. Nor need it be: nothing is
                 # asked of a peer whose record is refused, and the same record is read at each look until it expires.
                 self._node.refused(refused, "presence", peer, proven=False)
+                continue
+            try:
+                if self.admit and presence.state != "left":
+                    self.admit(peer, presence.delegation, presence.made_ms)
+            except Refused as refused:
+                self._node.refused(refused, "presence", peer)
+                self._known.pop(peer, None)
                 continue
             known = self._known.get(peer)
             if presence.state == "left":

@@ -46,6 +46,8 @@ def _status(
     if session is not None:
         reasons = session.member.reasons if session.member else ("no_rules",)
         health += [_HEALTH[reason] for reason in reasons if reason in _HEALTH]
+        if session.roll and session.roll.trouble:
+            health.append(session.roll.trouble)
         if session.supervisor:
             trainer = session.supervisor.status(session.member is not None and session.member.stepping)
             if session.supervisor.fault:

@@ -29,6 +29,7 @@ from tapestryd.host.keys import Identity, verify
 from tapestryd.host.store import RunStore
 from tapestryd.keeper import Keeper
 from tapestryd.neighbours import Neighbours
+from tapestryd.roll import Roll
 from tapestryd.supervisor import Supervisor
 from tapestryd.swarm.gather import Gathering
 from tapestryd.swarm.lineage import Donor, Fetcher
@@ -69,6 +70,7 @@ class Session:
         self.history = History(store, node.meter)
         self.addresses: list[str] = []
         self.member: rounds.Member | None = None
+        self.roll: Roll | None = None
         self.supervisor: Supervisor | None = None
         self._keep_peers = keep_peers
         self._failed = failed
@@ -146,6 +148,8 @@ class Session:
                     log.info("no rules yet, still asking: %s", said)
                 await asyncio.sleep(1)
         self.rules = rules
+        self.roll = Roll(rules, self.store, self.node.peer_id, self.config.run.delegation, verify)
+        self.neighbours.admit = self.roll.admit
         layout = rules.layout()
         self._fetcher.entry_bytes = entry_bytes(rules)
         self._fetcher.genesis = rules.model.genesis
@@ -182,10 +186,13 @@ class Session:
     async def _watch(self) -> None:
         """Look around, say that we are here, and notice what hinders us; until the session ends."""
         assert self.rules is not None
+        assert self.roll is not None
+        schedule = self.rules.schedule
         interval = min(5.0, max(0.5, self.rules.schedule.period_ms / 8000))
         while True:
             if not self.node.alive:
                 raise ConnectionError("p2pd, the libp2p process, ended by itself")
+            self.roll.look(schedule.boundary(schedule.round_at(now_ms())))
             try:
                 await self.neighbours.refresh()
                 if time.monotonic() - self._published > limits.PRESENCE_MS / 3000:
@@ -211,17 +218,19 @@ class Session:
             found.append("clock")
         if shutil.disk_usage(self.store.path).free < self.config.storage.min_free_bytes:
             found.append("disk_low")
+        if self.roll and self.roll.trouble:
+            found.append("not_delegated")
         return found
 
     async def _publish(self) -> None:
         member = self.member
-        if member is None:
+        if member is None or self.roll is None or self.roll.trouble:  # undelegated, we would only be refused
             return
         tip = self.keeper.base.tip
         state = _PRESENCES.get(member.state) or ("joining" if set(member.reasons) <= {"no_peers"} else "waiting")
         record = Presence(
             self.store.run_id, self.node.peer_id, self.config.node.name, state, tip.height if tip else 0, tip.weight if tip else 0,
-            tip.base if tip else "", tuple(self.addresses), __version__, now_ms(),
+            tip.base if tip else "", tuple(self.addresses), __version__, self.roll.own, now_ms(),
         )  # fmt: skip
         self._published = time.monotonic()
         await self.node.publish(record.to_bytes(self.identity.sign))

@@ -125,6 +125,14 @@ def _join(value: str, folder: Path) -> str:
     return str(folder / value) if value else ""
 
 
+def _delegation(value: str, folder: Path) -> str:
+    """The whole path of a file, which may come later: a Member has to know this node before it delegates it."""
+    path = folder / value
+    if value and (path.is_dir() or not path.parent.is_dir()):
+        raise ValueError("is not a file in a folder that exists; name where delegation.json is, or will be, or leave it empty")
+    return str(path) if value else ""
+
+
 def _socket(value: Path, folder: Path) -> Path:
     if len(os.fsencode(value)) > SOCKET_PATH_BYTES:
         raise ValueError(f"must be at most {SOCKET_PATH_BYTES} bytes long, a bound of unix sockets; choose a shorter path")
@@ -178,6 +186,7 @@ def _multiaddr(text: str, *, port: bool, peer: bool) -> None:
 CHECKS: dict[str, Callable[[Any, Path], Any]] = {
     "node.name": _like(rf".{{0,{limits.NAME_CHARS}}}", f"must be at most {limits.NAME_CHARS} characters"),
     "run.join": _join,
+    "run.delegation": _delegation,
     "network.listen": _multiaddrs(1),
     "network.announce": _multiaddrs(0, port=True),
     "network.bootstrap": _multiaddrs(0, peer=True),

@@ -17,7 +17,7 @@ from protocols.schedule import Schedule
 from protocols.settling import Vote, merkle
 from tapestryd.host.keys import verify
 
-__all__ = ["CAST", "MEMBERS", "RULES", "RUN", "Person", "certified", "delegations", "roster", "rules", "verify", "vote"]
+__all__ = ["CAST", "MEMBERS", "RULES", "RUN", "Person", "certified", "delegations", "in_roster_mode", "roster", "rules", "verify", "vote"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ MEMBERS = tuple(sorted(map(Person, ["north", "south", "east"]), key=lambda perso
 """Members of runs in roster mode, as the rules list them: `name` is an organisation's, `peer` its id."""
 
 RULES = RunRules(
-    treaty=TREATY, name="test", membership="open",
+    treaty=TREATY, name="test", membership="open", members=(),
     model=Model('{"model_type":"none"}', ("first.weight 8x64", "first.bias 64", "second.weight 64x5", "second.bias 5"), "00" * 32),
     tokenizer=Tokenizer("bytes", ""), schedule=Schedule(1_700_000_000_000, 3000, 3000),
     inner=Inner("adamw8bit", "0.003", "0.9", "0.95", "0.1", "1.0", 4, 32, 2, 100, "0.1"),
@@ -63,6 +63,11 @@ BLANK = Claim(10, RATE, (0.0,) * CELLS)
 
 def rules(fragments: int = 2, bits: int = 8, **averaging: object) -> RunRules:
     return replace(RULES, codec=Codec(bits, bits, 64), averaging=replace(RULES.averaging, fragments=fragments, **averaging))
+
+
+def in_roster_mode(open_: RunRules, members: Sequence[str] = ()) -> RunRules:
+    """The same rules, but with Members: MEMBERS unless others are given."""
+    return replace(open_, membership="roster", members=tuple(members or [member.peer for member in MEMBERS]))
 
 
 def delegations(

@@ -58,8 +58,9 @@ def test_everything_can_come_from_the_environment(tmp_path: Path) -> None:
 
 def test_paths_are_relative_to_their_file(tmp_path: Path) -> None:
     (tmp_path / "run.toml").touch()
-    config = load_daemon(written(tmp_path, '[run]\njoin = "run.toml"\n[api]\nsocket = "a/b.sock"\n'), {}, {})
-    assert config.run == RunChoice(str(tmp_path / "run.toml"))
+    path = written(tmp_path, '[run]\njoin = "run.toml"\ndelegation = "later.json"\n[api]\nsocket = "a/b.sock"\n')
+    config = load_daemon(path, {}, {})
+    assert config.run == RunChoice(str(tmp_path / "run.toml"), str(tmp_path / "later.json"))
     assert config.api == Api(tmp_path / "a/b.sock")
 
 
@@ -78,6 +79,8 @@ DAEMON_FAULTS = [
     ("[node]\nstate_dir = ['x']\n", "must be a path in quotes"),
     ("[run]\njoin = 'tapestry:12'\n", "is not an invite"),
     ("[run]\njoin = 'absent.toml'\n", "run.join = 'absent.toml': is neither an invite (tapestry:…) nor a file that exists"),
+    ("[run]\ndelegation = 'absent/x.json'\n", "run.delegation = 'absent/x.json': is not a file in a folder that exists"),
+    ("[run]\ndelegation = '.'\n", "run.delegation = '.': is not a file"),
     ("[network]\nlisten = '/ip4/0.0.0.0/tcp/1'\n", "must be a list of text"),
     ("[network]\nlisten = [1]\n", "must be a list of text"),
     ("[network]\nlisten = []\n", "must hold 1 to 8 multiaddrs"),

@@ -30,7 +30,15 @@ ROOMS = {
 }  # fmt: skip
 """What a room may import beside the standard library. Rooms that are not named (the daemon and what it is made of) may import all."""
 
-LIGHT = ("tapestryd.cli", "tapestryd.client", "tapestryd.screen", "tapestryd.settings", "tapestryd.demo", "tapestryd.__main__")
+LIGHT = (
+    "tapestryd.cli",
+    "tapestryd.client",
+    "tapestryd.screen",
+    "tapestryd.settings",
+    "tapestryd.demo",
+    "tapestryd.delegating",
+    "tapestryd.__main__",
+)
 """Must start in an instant: none of these, nor anything that they import at once, brings in one of HEAVY."""
 HEAVY = {"torch", "hivemind", "aiohttp", "transformers", "numpy"}
 

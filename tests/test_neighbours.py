@@ -64,7 +64,7 @@ class Watcher:
 
 async def announce(node: Node, person: Person, run: str, tip: Tip | None) -> None:
     height, weight, base = (tip.height, tip.weight, tip.base) if tip else (0, 0, "")
-    told = Presence(run, person.peer, "x", "training", height, weight, base, tuple(await node.addresses()), "0", now_ms())
+    told = Presence(run, person.peer, "x", "training", height, weight, base, tuple(await node.addresses()), "0", None, now_ms())
     await node.publish(told.to_bytes(person.sign))
 
 

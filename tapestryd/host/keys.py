@@ -1,4 +1,5 @@
-"""This node's Ed25519 identity: made on first start, 0400, never leaves; and the check of others' signatures."""
+"""Ed25519 keys in files: this node's identity, made on first start, 0400, never leaves; a Member's, on its owner's word.
+And the check of others' signatures."""
 
 import os
 from pathlib import Path
@@ -10,6 +11,8 @@ from protocols.identity import identity_file, peer_id, public_key, seed_of
 from protocols.refusal import Refused
 from tapestryd.errors import StateFault
 from tapestryd.host.store import saying_disk_full
+
+_KEY_BYTES = 68
 
 
 class Identity:
@@ -23,18 +26,9 @@ class Identity:
     @classmethod
     def load_or_make(cls, path: Path) -> "Identity":
         if not path.exists():
-            key = Ed25519PrivateKey.generate()
-            temporary = path.with_suffix(".new")
-            temporary.unlink(missing_ok=True)
-            with saying_disk_full(path):
-                with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400), "wb") as file:
-                    file.write(identity_file(key.private_bytes_raw(), key.public_key().public_bytes_raw()))
-                    file.flush()
-                    os.fsync(file.fileno())
-                temporary.rename(path)
+            make_key(path, 0o400)
         try:
-            data = path.read_bytes()
-            return cls(Ed25519PrivateKey.from_private_bytes(seed_of(data)), path)
+            return cls(read_key(path), path)
         except OSError as error:
             raise StateFault(f"{path}: cannot read this node's identity: {error.strerror}; make it readable by the daemon's user") from None
         except Refused as refused:
@@ -42,6 +36,25 @@ class Identity:
 
     def sign(self, message: bytes) -> bytes:
         return self._key.sign(message)
+
+
+def make_key(path: Path, mode: int) -> None:
+    """Write a new key, whole or not at all, in libp2p's format. The caller sees to it that no other is there. Raises DiskFull, OSError."""
+    key = Ed25519PrivateKey.generate()
+    temporary = path.with_suffix(".new")
+    temporary.unlink(missing_ok=True)
+    with saying_disk_full(path):
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            file.write(identity_file(key.private_bytes_raw(), key.public_key().public_bytes_raw()))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+
+
+def read_key(path: Path) -> Ed25519PrivateKey:
+    """Raises OSError, or Refused for a file that is no key."""
+    with path.open("rb") as file:
+        return Ed25519PrivateKey.from_private_bytes(seed_of(file.read(_KEY_BYTES + 1)))
 
 
 def verify(peer: str, message: bytes, signature: bytes) -> bool:

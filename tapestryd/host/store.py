@@ -9,6 +9,7 @@
     └── runs/<run_id>/
         ├── rules.json          canonical run rules
         ├── tokenizer.json      if the rules name one
+        ├── epochs.json         in roster mode: the greatest epoch seen of each Member
         ├── rounds.jsonl        what this node lived through, one story a line
         ├── proofs/             equivocations: two signed statements of which only one can be true, a pair a file
         ├── log/0000000012.entry
@@ -33,6 +34,7 @@ from protocols.canonical import Signed, Verify, digest, dumps, take
 from protocols.control import Ban, Story
 from protocols.layout import Layout
 from protocols.lineage import Entry, Snapshot
+from protocols.membership import Epochs
 from protocols.refusal import Refused
 from protocols.rules import RunRules
 from tapestryd.errors import DiskFull, StateFault
@@ -177,6 +179,22 @@ class RunStore:
     def tokenizer(self) -> bytes:
         path = self.path / "tokenizer.json"
         return path.read_bytes() if path.exists() else b""
+
+    # Epochs.
+
+    def load_epochs(self) -> Epochs:
+        """Damaged ones are set aside: what they forbade, presences tell again."""
+        path = self.path / "epochs.json"
+        try:
+            return Epochs.parse(path.read_bytes())
+        except FileNotFoundError:
+            return Epochs()
+        except Refused as refused:
+            set_aside(path, str(refused))
+            return Epochs()
+
+    def keep_epochs(self, epochs: Epochs) -> None:
+        write(self.path / "epochs.json", epochs.to_bytes())
 
     # Log.
 

@@ -12,6 +12,7 @@ import protocols
 from protocols import limits
 from protocols.canonical import Signed, dumps, loads
 from protocols.lineage import Tip
+from protocols.membership import Delegation
 from protocols.records import ACTIVE, STATES, Presence
 from protocols.refusal import Reason, Refused
 from protocols.rules import Invite
@@ -20,7 +21,8 @@ from tests.people import CAST, RUN, verify
 VECTOR = json.loads((Path(protocols.__file__).parent / "vectors" / "presence.json").read_text())
 ADA, BO = list(CAST.values())[:2]
 NOW = 1_700_000_125_000
-FIELDS = {**VECTOR["fields"], "addrs": tuple(VECTOR["fields"]["addrs"])}
+DELEGATION = Delegation.parse(VECTOR["fields"]["delegation"], verify)
+FIELDS = {**VECTOR["fields"], "addrs": tuple(VECTOR["fields"]["addrs"]), "delegation": DELEGATION}
 PRESENCE = Presence(**FIELDS)
 
 
@@ -53,7 +55,7 @@ LONGEST = limits.ADDRESS_BYTES - len("/p2p/") - len(ADA.peer)
     [
         (lambda: parse(made(), peer=BO.peer), Reason.BAD_SIGNATURE),
         (lambda: parse(VECTOR["record"].replace("aspen", "ashes").encode()), Reason.BAD_SIGNATURE),
-        (lambda: parse(dumps(Signed.make("vote", FIELDS | {"addrs": []}, ADA.peer, ADA.sign).to_json())), Reason.MALFORMED),
+        (lambda: parse(dumps(Signed.make("vote", VECTOR["fields"], ADA.peer, ADA.sign).to_json())), Reason.MALFORMED),
         (lambda: parse(made(), run="00" * 32), Reason.OTHER_RUN),
         (lambda: parse(made(state="dancing")), Reason.OUT_OF_RANGE),
         (lambda: parse(made(), now_ms=NOW + limits.PRESENCE_MS + limits.CLOCK_SKEW_MS), Reason.STALE),
@@ -79,6 +81,9 @@ LONGEST = limits.ADDRESS_BYTES - len("/p2p/") - len(ADA.peer)
         (lambda: parse(made(height=True)), Reason.WRONG_TYPE),
         (lambda: parse(made(addrs="/ip4")), Reason.WRONG_TYPE),
         (lambda: parse(made(extra=1)), Reason.UNKNOWN_FIELD),
+        (lambda: parse(made(delegation="")), Reason.WRONG_TYPE),
+        (lambda: parse(made(delegation={"member": ADA.peer})), Reason.UNKNOWN_FIELD),
+        (lambda: parse(made(delegation={**DELEGATION.to_json(), "peer": BO.peer})), Reason.BAD_SIGNATURE),
         (lambda: parse(b" " * (limits.RECORD_BYTES + 1)), Reason.TOO_LARGE),
         (lambda: parse(made().decode()), Reason.WRONG_TYPE),
         (lambda: parse(7), Reason.WRONG_TYPE),
@@ -118,6 +123,13 @@ def test_the_largest_presence_that_is_accepted_can_be_sent() -> None:
     addrs = ("/" + "x" * (LONGEST - 1),) * limits.ADDRESSES
     full = replace(PRESENCE, name="織" * 64, version="9" * 64, addrs=addrs)
     assert parse(full.to_bytes(ADA.sign)) == full
+    assert full.delegation
+
+
+def test_in_an_open_run_there_is_no_delegation() -> None:
+    alone = replace(PRESENCE, delegation=None)
+    assert parse(alone.to_bytes(ADA.sign)) == alone
+    assert loads(alone.to_bytes(ADA.sign), 4096)["body"]["delegation"] == {}
 
 
 @given(st.lists(st.text(max_size=12).map("/{}".format) | st.from_regex(r"\A/[!-~]{0,30}\Z"), max_size=4))

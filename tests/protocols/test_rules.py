@@ -14,7 +14,7 @@ from protocols import limits
 from protocols.canonical import digest, dumps
 from protocols.refusal import Reason, Refused
 from protocols.rules import Invite, Model, RunRules
-from tests.people import CAST, RULES, RUN, rules
+from tests.people import CAST, MEMBERS, RULES, RUN, Person, rules
 
 VECTOR = json.loads((Path(protocols.__file__).parent / "vectors" / "rules.json").read_text())
 PEER = next(iter(CAST))
@@ -75,7 +75,8 @@ def _with(key: str, value: object) -> dict[str, object]:
 BAD = {
     "treaty": [0, 2, "1", True],
     "name": ["", "x" * 65, "a\nb", "\x1b[31m", 7],
-    "membership": ["roster", "", 1],
+    "membership": ["closed", "", 1],
+    "members": [[PEER], "x", [1], {}],
     "model": ["x", 1, []],
     "model.config": ["", "{", "[]", "{}", '{"model_type":1}', '{"model_type":""}', "[" * 100_000, 1],
     "model.tensors": [[], ["a"], ["a 3"], ["a 3", "a 4"], ["a 3", 4], "a 3", ["a 3", "b 0"]],
@@ -203,6 +204,39 @@ def test_rules_that_no_peer_would_accept_are_refused_at_founding() -> None:
     tensors = tuple(f"{'x' * 200}{i} 3" for i in range(6000))
     with pytest.raises(Refused, match="the rules take"):
         RunRules.from_json(replace(RULES, model=Model(RULES.model.config, tensors, RULES.model.genesis)).to_json())
+
+
+IDS = tuple(member.peer for member in MEMBERS)
+
+
+def _roster(members: object) -> dict[str, object]:
+    return {**_with("membership", "roster"), "members": members}
+
+
+@pytest.mark.parametrize("members", [IDS, IDS[:1], tuple(sorted(Person(str(number)).peer for number in range(limits.MEMBERS)))])
+def test_a_roster_of_members_comes_back(members: tuple[str, ...]) -> None:
+    made = RunRules.from_json(_roster(list(members)))
+    assert made.members == members
+    assert RunRules.from_toml(made.to_toml()) == made
+    assert RunRules.from_canonical(made.canonical(), made.run_id) == made
+    assert made.run_id != RUN
+
+
+@pytest.mark.parametrize(
+    ("members", "said"),
+    [
+        ([], "members: 0 of them"),
+        ([Person(str(number)).peer for number in range(limits.MEMBERS + 1)], "members: 257 of them"),
+        ([*IDS[1:], IDS[0]], "must be sorted"),
+        ([IDS[0], IDS[0]], "each there once"),
+        ([IDS[0], "zoe"], "members = 'zoe': must be a Member's id"),
+        (["QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"], "must be a Member's id"),
+    ],
+)
+def test_what_is_no_roster_of_members(members: list[str], said: str) -> None:
+    with pytest.raises(Refused) as refused:
+        RunRules.from_json(_roster(members))
+    assert said in refused.value.detail
 
 
 def test_other_rules_are_another_run() -> None:

@@ -60,7 +60,7 @@ async def start(
 
 def record(person: Person, addrs: Sequence[str] = (), *, name: str = "x", ahead_ms: int = 0) -> bytes:
     """A presence of `person`, made now, by a clock that is `ahead_ms` ahead."""
-    return Presence("ab" * 32, person.peer, name, "training", 0, 0, "", tuple(addrs), "0", now_ms() + ahead_ms).to_bytes(person.sign)
+    return Presence("ab" * 32, person.peer, name, "training", 0, 0, "", tuple(addrs), "0", None, now_ms() + ahead_ms).to_bytes(person.sign)
 
 
 async def refresh(node: Node, person: Person) -> dict[str, bytes]:

@@ -50,7 +50,7 @@ def rules(name: str = "llama", fragments: int = 2, **inner: object) -> RunRules:
     config, made, layout = built(name, fragments)
     theta = vector.bind(made, layout, "cpu")
     return RunRules(
-        treaty=TREATY, name="tiny", membership="open",
+        treaty=TREATY, name="tiny", membership="open", members=(),
         model=Model(config, tuple(vector.tensors(made)), vector.digest(theta)),
         tokenizer=Tokenizer("bytes", ""), schedule=Schedule(0, 3000, 3000), inner=replace(INNER, **inner),
         outer=Outer("1.0", "0.5"), codec=Codec(8, 8, 256), averaging=Averaging(fragments, "mean", "uniform", 2, "0.5"),
