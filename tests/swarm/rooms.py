@@ -98,22 +98,26 @@ async def until(good: Callable[[], Coroutine[Any, Any, Any]], timeout_s: float =
             await asyncio.sleep(0.05)
 
 
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
 class Peer:
     """One member with everything that a round needs: node, rooms, keeper and base, but no trainer and no Member."""
 
-    def __init__(self, node: Node, person: Person, rules: RunRules, store: RunStore) -> None:
+    def __init__(self, node: Node, person: Person, rules: RunRules, store: RunStore, clock: Callable[[], int] = now_ms) -> None:
         self.node, self.person, self.rules = node, person, rules
         self.rate = RATE
         self.meetings = Meetings()
         sizes = Sizes(lambda n: offer_bytes(rules, n), lambda n: part_bytes(rules, n))
         self.gathering = Gathering(
-            node, rules.run_id, rules.averaging.min_peers, person.sign, verify, lambda: rules.schedule.round_at(now_ms())
+            node, rules.run_id, rules.averaging.min_peers, person.sign, verify, lambda: rules.schedule.round_at(clock())
         )
         self.reduction = Reduction(node, self.meetings, sizes, person.sign, verify)
         self.settlement = Settlement(node, self.meetings, sizes, person.sign, verify, store.keep_proof)
         fetcher = Fetcher(node, rules.run_id, verify)
         self.keeper = Keeper(rules, rules.layout(), store, fetcher, verify, 100, 3, lambda *_: None, lambda: None)
-        self.averaging = Averaging(rules, self.keeper, node, self.gathering, self.reduction, self.settlement, now_ms)
+        self.averaging = Averaging(rules, self.keeper, node, self.gathering, self.reduction, self.settlement, clock)
 
     async def serve(self) -> None:
         for room in (self.gathering, self.reduction, self.settlement):
@@ -142,10 +146,6 @@ class Peer:
 
     def refused(self) -> dict[str, int]:
         return dict(self.node.refusals)
-
-
-def now_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 @asynccontextmanager

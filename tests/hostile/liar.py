@@ -1,0 +1,215 @@
+"""A peer that keeps to no rule: a p2pd of its own, driven by hivemind's P2P alone, and messages made by hand.
+
+Of ours it uses the treaty and the arithmetic of an offer, so as to know exactly what it breaks; no room of
+tapestryd.swarm, no Node, no Stream: nothing stands between it and the wire.
+"""
+
+import asyncio
+import struct
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hivemind.dht.routing import DHTID
+from hivemind.p2p import P2P, PeerID
+from hivemind.proto import dht_pb2
+from hivemind.utils.multiaddr import Multiaddr
+from hivemind.utils.serializer import MSGPackSerializer
+
+from protocols.canonical import Json, Signed, digest, dumps, loads
+from protocols.grouping import Claim, Roster, order
+from protocols.rules import RunRules
+from protocols.settling import Vote, merkle, part_body
+from tapestryd.exchange import Exchange, Offer
+from tests.people import RATE, Person
+from tests.swarm.rooms import identity
+
+LENGTHS = struct.Struct("<IQ")
+
+Answer = Callable[[str, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+"""(who asks, reader, writer): what the liar does when somebody opens a stream to it. It is closed afterwards."""
+
+
+def framed(head: Json | bytes, body: bytes = b"") -> bytes:
+    raw = head if isinstance(head, bytes) else dumps(head)
+    return LENGTHS.pack(len(raw), len(body)) + raw + body
+
+
+async def read(reader: asyncio.StreamReader, timeout_s: float = 30) -> tuple[bytes, bytes]:
+    """The next message. Raises EOFError if the other closes instead."""
+    async with asyncio.timeout(timeout_s):
+        head, body = LENGTHS.unpack(await reader.readexactly(LENGTHS.size))
+        return await reader.readexactly(head), await reader.readexactly(body)
+
+
+class Liar:
+    def __init__(self, p2p: P2P, person: Person, prefix: str) -> None:
+        self.p2p = p2p
+        self.person = person
+        self.peer = person.peer
+        self.prefix = prefix
+        self.answers: dict[str, Answer] = {}
+        """By verb; what is not here is left unanswered."""
+
+    @classmethod
+    async def start(cls, person: Person, folder: Path, prefix: str) -> "Liar":
+        p2p = await P2P.create(
+            identity_path=str(identity(person, folder)), host_maddrs=["/ip4/127.0.0.1/tcp/0"], nat_port_map=False, use_relay=False
+        )
+        assert p2p.peer_id.to_base58() == person.peer
+        return cls(p2p, person, prefix)
+
+    async def stop(self) -> None:
+        await self.p2p.shutdown()
+
+    async def addresses(self) -> list[str]:
+        _, found = await self.p2p._client.identify()
+        return [str(address) for address in found]
+
+    async def meet(self, peers: Mapping[str, Sequence[str]]) -> None:
+        for peer, addresses in peers.items():
+            await self.p2p._client.connect(PeerID.from_base58(peer), list(map(Multiaddr, addresses)))
+
+    async def serve(self, *verbs: str) -> None:
+        for verb in verbs:
+            await self.p2p.add_binary_stream_handler(f"/{self.prefix}/{verb}", self._served(verb))
+
+    def _served(self, verb: str) -> Callable[..., Awaitable[None]]:
+        async def handle(info: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            with suppress(OSError, EOFError, TimeoutError):
+                if verb in self.answers:
+                    await self.answers[verb](info.peer_id.to_base58(), reader, writer)
+            writer.close()
+
+        return handle
+
+    async def open(self, peer: str, verb: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        _, reader, writer = await self.p2p.call_binary_stream_handler(PeerID.from_base58(peer), f"/{self.prefix}/{verb}")
+        return reader, writer
+
+    async def say(self, peer: str, verb: str, data: bytes) -> bytes:
+        """Write these bytes, and no more; all that comes back until the other closes."""
+        reader, writer = await self.open(peer, verb)
+        try:
+            writer.write(data)
+            async with asyncio.timeout(30):
+                return await reader.read()
+        finally:
+            writer.close()
+
+    async def ask(self, peer: str, verb: str, head: Json | bytes, body: bytes = b"") -> tuple[bytes, bytes]:
+        reader, writer = await self.open(peer, verb)
+        try:
+            writer.write(framed(head, body))
+            return await read(reader)
+        finally:
+            writer.close()
+
+    # A member by the book, in pieces.
+
+    def signed(self, kind: str, body: Json) -> Json:
+        return Signed.make(kind, body, self.peer, self.person.sign).to_json()
+
+    async def call(self, leader: str, number: int, before: str, claim: Claim) -> bytes:
+        """What comes of calling the leader: the head with its roster, or with its refusal."""
+        reader, writer = await self.open(leader, "call")
+        try:
+            writer.write(framed({"round": number, "before": before, "claim": claim.to_body()}))
+            await read(reader)
+            return (await read(reader))[0]
+        finally:
+            writer.close()
+
+    async def offer(self, reducer: str, roster: str, data: bytes) -> tuple[bytes, bytes]:
+        """Send `data` as our offer; the reducer's answer."""
+        reader, writer = await self.open(reducer, "reduce")
+        try:
+            writer.write(framed({"roster": roster}))
+            head, body = await read(reader)
+            if head == dumps({"go": True}):
+                writer.write(framed({}, data))
+                await writer.drain()
+                head, body = await read(reader)
+            return head, body
+        finally:
+            writer.close()
+
+    def vote(self, roster: Roster, parts: Sequence[str], **said: object) -> Json:
+        """A vote on a base that nobody else has. `said`: fields in place of those."""
+        vote = Vote(
+            run=roster.run, round=roster.round, fragment=roster.fragment, roster=roster.digest, root=merkle(parts),
+            coverage_ppm=1_000_000, before=roster.before, after="ee" * 32, height=1, weight=len(roster.members),
+        )  # fmt: skip
+        return {"vote": self.signed("vote", vote.to_body() | said), "parts": list(parts)}
+
+    def leading(self, roster_for: Callable[[str, dict[str, Claim]], Json | None], callers: int) -> Answer:
+        """Lead: take calls, and when there are `callers`, answer each with `roster_for(caller, claims)`, or not at all."""
+        claims: dict[str, Claim] = {}
+        everybody = asyncio.Event()
+
+        async def called(peer: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            head, _ = await read(reader)
+            claims[peer] = Claim.from_body(loads(head, 1 << 20)["claim"])
+            writer.write(framed({"accepted": True}))
+            if len(claims) == callers:
+                everybody.set()
+            await asyncio.wait_for(everybody.wait(), 30)
+            said = roster_for(peer, dict(claims))
+            if said is None:
+                await reader.read()
+            else:
+                writer.write(framed(said))
+                await writer.drain()
+
+        return called
+
+    def reducing(self, rules: RunRules, roster: Roster, offer: Offer, lie: Callable[[str, bytes], bytes | None]) -> Answer:
+        """Reduce our part by the book when all offers are here, then answer each member with `lie(member, part)`; None: never."""
+        part = roster.reducers.index(self.peer)
+        exchange = Exchange(rules, roster, self.peer, offer)
+        start, stop = exchange.slices[part]
+        offers: dict[int, bytes] = {roster.members.index(self.peer): offer.part(start, stop)}
+        everybody = asyncio.Event()
+
+        async def offered(peer: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await read(reader)
+            writer.write(framed({"go": True}))
+            _, offers[roster.members.index(peer)] = await read(reader)
+            if len(offers) == len(roster.members):
+                everybody.set()
+            await asyncio.wait_for(everybody.wait(), 30)
+            told = lie(peer, exchange.reduce(part, offers)[0])
+            if told is None:
+                await reader.read()
+            else:
+                writer.write(framed({"made": self.signed("part", part_body(roster, part, digest(told)))}, told))
+                await writer.drain()
+
+        return offered
+
+    def roster(self, rules: RunRules, number: int, before: str, claims: Mapping[str, Claim]) -> Roster:
+        members = order(rules.run_id, number, claims)
+        fragment = number % rules.averaging.fragments
+        return Roster(rules.run_id, number, fragment, before, tuple(members), tuple(claims[peer] for peer in members))
+
+    def claim(self, offer: Offer, *, rate: int = 0) -> Claim:
+        return replace(offer.claim(10, RATE), rate=rate)
+
+    # The DHT.
+
+    async def rpc(self, peer: str, name: str, data: bytes) -> bytes:
+        """One call of hivemind's own protocol, `data` as it is."""
+        answer: bytes = await self.p2p._client.call_unary_handler(PeerID.from_base58(peer), f"DHTProtocol.{name}", data)
+        return answer
+
+    async def store(self, peer: str, items: Sequence[tuple[str, bytes, float]], *, key: str = "") -> list[bool]:
+        """(subkey, record, expiry) under the run's key, or another, at that peer's DHT node; what it says of each."""
+        source = DHTID.generate(source=key or f"{self.prefix}/presence").to_bytes()
+        request = dht_pb2.StoreRequest(
+            keys=[source] * len(items), subkeys=[MSGPackSerializer.dumps(subkey) for subkey, _, _ in items],
+            values=[MSGPackSerializer.dumps(value) for _, value, _ in items], expiration_time=[ends for _, _, ends in items],
+            in_cache=[False] * len(items), peer=dht_pb2.NodeInfo(),
+        )  # fmt: skip
+        return list(dht_pb2.StoreResponse.FromString(await self.rpc(peer, "rpc_store", request.SerializeToString())).store_ok)

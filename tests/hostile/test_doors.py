@@ -1,0 +1,169 @@
+"""Bytes that are no messages, at every door of an honest member: refused, counted, bounded in memory and in time."""
+
+import asyncio
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+from protocols import limits
+from protocols.canonical import Json, dumps, loads
+from protocols.refusal import Reason
+from tapestryd.neighbours import Neighbours
+from tapestryd.swarm.lineage import Donor, Fetcher
+from tapestryd.swarm.reach import Reach
+from tests.hostile.liar import LENGTHS, framed, read
+from tests.hostile.world import World, fought, idle
+from tests.people import BLANK, verify
+from tests.swarm.rooms import Peer, go, until
+
+DOORS = ("call", "reduce", "vote", "part", "hello", "dialback", "rules", "tokenizer", "snapshots", "piece", "entry")
+
+GARBAGE: list[tuple[str, bytes, Reason | None]] = [
+    ("all ones", b"\xff" * 64, Reason.TOO_LARGE),
+    ("HTTP", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", Reason.TOO_LARGE),
+    ("head too large", LENGTHS.pack(limits.FRAME_BYTES + 1, 0), Reason.TOO_LARGE),
+    ("body too large", LENGTHS.pack(2, 1 << 20) + b"{}", Reason.TOO_LARGE),
+    ("body of 2^63", LENGTHS.pack(2, 1 << 63) + b"{}", Reason.TOO_LARGE),
+    ("no head", LENGTHS.pack(0, 0), Reason.MALFORMED),
+    ("no JSON", framed(b"\x00\x01\x02"), Reason.MALFORMED),
+    ("no UTF-8", framed(b'{"a":"\xff"}'), Reason.MALFORMED),
+    ("not canonical", framed(b'{"a": 1}'), Reason.MALFORMED),
+    ("twice the same key", framed(b'{"a":1,"a":2}'), Reason.MALFORMED),
+    ("a decimal", framed(b'{"a":1.5}'), Reason.WRONG_TYPE),
+    ("NaN", framed(b'{"a":NaN}'), Reason.WRONG_TYPE),
+    ("10^5000", framed(b'{"a":' + b"9" * 5000 + b"}"), Reason.MALFORMED),
+    ("no object", framed(b"[]"), Reason.WRONG_TYPE),
+    ("deep", framed(b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"), Reason.MALFORMED),
+    ("half a surrogate", framed(b'{"a":"\\ud800"}'), Reason.MALFORMED),
+    ("a frame of blanks", framed(b" " * limits.FRAME_BYTES), Reason.MALFORMED),
+]
+
+ENDED = [b"", b"\x01", LENGTHS.pack(100, 0) + b"{", LENGTHS.pack(2, 0) + b"{", LENGTHS.pack(1 << 19, 0) + b"x" * 1000]
+
+
+async def open_all(peer: Peer) -> None:
+    """The doors that a session has and a round does not need."""
+    fetcher = Fetcher(peer.node, peer.rules.run_id, verify)
+    await Donor(peer.node, peer.keeper.store).serve()
+    await Reach(peer.node, lambda _: ()).serve()
+    await Neighbours(peer.node, peer.rules.run_id, verify, fetcher, lambda: None).serve()
+
+
+def test_garbage_at_every_door(tmp_path: Path) -> None:
+    async def work(here: World) -> None:
+        target = here.honest[0]
+        await open_all(target)
+        peer = target.node.peer_id
+        for verb in DOORS:
+            for name, data, reason in GARBAGE:
+                answer = await here.liar.say(peer, verb, data)
+                assert reason is not None
+                assert loads(answer[LENGTHS.size :], 9999)["refused"] == reason.value, (verb, name, answer)
+                assert target.refused() == {reason.value: 1}, (verb, name)
+                target.node.refusals.clear()
+            for data in ENDED:
+                _, writer = await here.liar.open(peer, verb)
+                writer.write(data)
+                writer.close()
+        await until(lambda: closed(target))
+        assert target.refused() == {}
+        here.agreed(await here.play(here.next(), idle()))
+
+    go(fought(tmp_path, 2, work), timeout_s=100)
+
+
+def test_messages_bent_at_random(tmp_path: Path) -> None:
+    """True heads of every verb with something of them altered; the seed is in the name of the fault."""
+    true: dict[str, Json] = {
+        "call": {"round": 0, "before": "00" * 32, "claim": BLANK.to_body()},
+        "reduce": {"roster": "00" * 32},
+        "part": {"roster": "00" * 32, "part": 0},
+        "snapshots": {"base": ""},
+        "piece": {"base": "00" * 32, "piece": 0},
+        "entry": {"height": 1, "offset": 0, "bytes": 1000},
+    }
+
+    async def work(here: World) -> None:
+        target = here.honest[0]
+        await open_all(target)
+        reasons = {reason.value for reason in Reason}
+        doors = asyncio.Semaphore(30)  # streams that one peer may have open, but for a few
+
+        async def bend(verb: str, seed: int) -> None:
+            head = dumps(true[verb])
+            raw = BENT[seed % len(BENT)](random.Random(f"{verb} {seed}"), head)
+            async with doors:
+                reader, writer = await here.liar.open(target.node.peer_id, verb)
+                try:
+                    writer.write(framed(raw))
+                    said = loads((await read(reader))[0], 9999)
+                finally:
+                    writer.close()
+            assert said.get("refused") in reasons or (verb, said) == ("call", {"accepted": True}), (verb, seed, raw[:99], said)
+
+        await asyncio.gather(*(bend(verb, seed) for verb, seeds in SEEDS.items() for seed in range(seeds)))
+        assert set(target.refused()) <= reasons
+        here.agreed(await here.play(here.next(), idle()))
+
+    go(fought(tmp_path, 2, work), timeout_s=100)
+
+
+def _flip(rng: random.Random, raw: bytes) -> bytes:
+    at = rng.randrange(len(raw))
+    return raw[:at] + bytes([raw[at] ^ 1 << rng.randrange(8)]) + raw[at + 1 :]
+
+
+def _cut(rng: random.Random, raw: bytes) -> bytes:
+    return raw[: rng.randrange(len(raw))]
+
+
+def _swap(rng: random.Random, raw: bytes) -> bytes:
+    """One value becomes another kind of thing."""
+    head = loads(raw, 1 << 20)
+    head[rng.choice(sorted(head))] = rng.choice(
+        [None, -1, 1 << 53, True, "", "x" * 5000, [], [[]], {}, {"a": {}}, "\x00", "../../etc/passwd"]
+    )
+    return json.dumps(head, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _drop(rng: random.Random, raw: bytes) -> bytes:
+    head = loads(raw, 1 << 20)
+    del head[rng.choice(sorted(head))]
+    return dumps(head)
+
+
+SEEDS = {"call": 100, "snapshots": 100, "piece": 100, "entry": 100, "reduce": 12, "part": 12}
+"""Few where a roster that nobody knows is waited for."""
+
+BENT: list[Callable[[random.Random, bytes], bytes]] = [_flip, _cut, _swap, _drop]
+
+
+def test_a_stream_without_end_is_not_read_without_end(tmp_path: Path) -> None:
+    """Whoever goes on writing is no longer read: what it gets rid of is what sockets hold, and not a message's worth."""
+
+    async def work(here: World) -> None:
+        target = here.honest[0]
+        await open_all(target)
+        for verb in DOORS:
+            for start in (b"", LENGTHS.pack(limits.FRAME_BYTES, 0), framed({}), b"\xff" * 64):
+                _, writer = await here.liar.open(target.node.peer_id, verb)
+                sent = 0
+                try:
+                    writer.write(start)
+                    while sent < 1 << 26:
+                        writer.write(b"[" * (1 << 16))
+                        async with asyncio.timeout(2):
+                            await writer.drain()
+                        sent += 1 << 16
+                except (OSError, TimeoutError):
+                    pass
+                writer.close()
+                assert sent < 1 << 24, (verb, start[:12], sent)
+        here.agreed(await here.play(here.next(), idle()))
+
+    go(fought(tmp_path, 2, work), timeout_s=200)
+
+
+async def closed(peer: Peer) -> bool:
+    return not peer.node._open
