@@ -84,8 +84,44 @@ class Trainer:
 
 
 @dataclass(frozen=True, slots=True)
+class Missing:
+    """A peer that a round went without. `stage`: roster (present, and not in it), part (its part did not come from it), mean
+    (its delta is not, or not everywhere, in the mean), vote (none for our result). `why`: a sentence."""
+
+    peer: str
+    stage: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Silent:
+    """A leader in the round's order that gave us no roster, and why."""
+
+    peer: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Repaired:
+    """A part that its reducer did not give us, and the voter that did."""
+
+    part: int
+    peer: str
+
+
+ROUND_RESULTS = ("committed", "replayed", "discarded")
+"""What became of a round. The other stories are of catching up: caught_up (with what was announced), behind (not)."""
+
+
+@dataclass(frozen=True, slots=True)
 class Story:
-    """One round as this node lived it. `result`: committed, replayed or discarded; `reason` says why it was discarded."""
+    """One round as this node lived it, or one catch-up. `result`: committed, discarded (`reason` says why), replayed (others
+    committed it, and we followed); caught_up, behind (`reason` says why). `round` of a catch-up: by the swarm clock.
+
+    From `leader` on, empty where it is not known, as in what an earlier version wrote. `silent`: the leaders before `leader`;
+    `present`: peers seen on our base at the boundary, ourselves not counted; `shares`: reducer → elements; `times_ms`: stage →
+    duration; `refusals`: reason → count, while it lasted; `votes`: who voted for `root`, the result that we hold;
+    `from_height`, `to_height`, `donors`: of a catch-up, where it began, what was announced, and by whom; None, if not one."""
 
     round: int
     fragment: int
@@ -101,11 +137,53 @@ class Story:
     steps: int
     tokens: int
     loss: float | None
+    leader: str = ""
+    silent: tuple[Silent, ...] = ()
+    present: tuple[str, ...] = ()
+    missing: tuple[Missing, ...] = ()
+    shares: dict[str, int] = field(default_factory=dict)
+    repaired: tuple[Repaired, ...] = ()
+    times_ms: dict[str, int] = field(default_factory=dict)
+    refusals: dict[str, int] = field(default_factory=dict)
+    votes: tuple[str, ...] = ()
+    root: str = ""
+    from_height: int | None = None
+    to_height: int | None = None
+    donors: tuple[str, ...] = ()
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> "Story":
+        """As it was stored, by this version or another. Raises TypeError, ValueError or KeyError if it is none."""
+        told = {name: raw[name] for name in cls.__slots__ if name in raw}
+        for name in ("members", "present", "votes", "donors"):
+            told[name] = tuple(told.get(name, ()))
+        for name, part in (("silent", Silent), ("missing", Missing), ("repaired", Repaired)):
+            told[name] = tuple(part(**item) for item in told.get(name, ()))
+        return cls(**told)
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """What the log entry of a committed round certifies. `parts`: digest of each part, `sizes` their bytes, in the order of
+    `reducers`; `signed_by`: the members whose votes it holds."""
+
+    height: int
+    weight: int
+    coverage: float
+    roster_digest: str
+    members: tuple[str, ...]
+    reducers: tuple[str, ...]
+    parts: tuple[str, ...]
+    sizes: tuple[int, ...]
+    root: str
+    before: str
+    after: str
+    signed_by: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Averaging:
-    """`last`: the latest round of any result. `rounds` and `committed`: over the last 60 rounds."""
+    """`last`: the latest round of any of ROUND_RESULTS. `rounds` and `committed`: over the last 60 rounds."""
 
     last: Story | None
     rounds: int

@@ -56,7 +56,7 @@ class Archive:
             named = rules.tokenizer.digest if file.name == "tokenizer.json" else ""
             if named and digest(read(file, limits.TOKENIZER_BYTES)) != named:
                 raise Fault(file, None, "bad_digest: not the tokenizer that the rules name")
-        manifests = [file for file in files if file.suffix == ".json" and file.name not in ("rules.json", "tokenizer.json")]
+        manifests = [file for file in files if file.suffix == ".json" and _manifest(file)]
         entries: dict[int, Path] = {}
         for file in files:
             if file.suffix == ".entry":
@@ -176,6 +176,11 @@ def _snapshots(manifests: Sequence[Path], rules: RunRules) -> dict[int, tuple[Sn
             raise Fault(base, height, f"{base.stat().st_size} bytes where a base of this run has {snapshot.size}")
         found[height] = (snapshot, file)
     return found
+
+
+def _manifest(file: Path) -> bool:
+    """Whether a .json is a snapshot's manifest: a state directory and a founder's folder hold others, too."""
+    return file.stem.isdigit() or file.stem == "genesis" or file.with_suffix(".base").exists()
 
 
 def _height(file: Path) -> int:

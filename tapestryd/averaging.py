@@ -23,7 +23,7 @@ from tapestryd.base import Next
 from tapestryd.errors import DiskFull
 from tapestryd.exchange import Exchange, Offer, TooLarge
 from tapestryd.keeper import Keeper
-from tapestryd.swarm.gather import Gathered, Gathering
+from tapestryd.swarm.gather import Gathered, Gathering, NoRoster
 from tapestryd.swarm.meeting import Meeting
 from tapestryd.swarm.node import Node
 from tapestryd.swarm.reduce import Reduction
@@ -37,7 +37,8 @@ _ENOUGH_MS = 50
 
 
 class Round:
-    """What one round has come to so far. `present`: peers seen live on our base at the boundary, ourselves included."""
+    """What one round has come to so far. `present`: peers seen live on our base at the boundary, ourselves included;
+    `passed_over`: leaders that gave no roster, in order, and why."""
 
     def __init__(self, number: int, fragment: int, before: Tip, delta: Tensor, others: Sequence[str], steps: int) -> None:
         self.number = number
@@ -48,6 +49,7 @@ class Round:
         self.steps = steps
         self.offer: Offer | None = None
         self.gathered: Gathered | None = None
+        self.passed_over: tuple[tuple[str, str], ...] = ()
         self.exchange: Exchange | None = None
         self.meeting: Meeting | None = None
         self.step: Next | None = None
@@ -107,8 +109,12 @@ class Averaging:
         r.offer = await asyncio.to_thread(Offer, self.rules, owed)
         window_s = (self.rules.schedule.gather_by(r.number) - self._now_ms()) / 1000
         windows = [window_s * (attempt + 1) / ATTEMPTS for attempt in range(ATTEMPTS)]
-        r.gathered = await self._gathering.perform(r.number, r.fragment, r.before.base, r.others, r.offer.claim(r.steps, rate), windows)
-        roster = r.gathered.roster
+        try:
+            r.gathered = await self._gathering.perform(r.number, r.fragment, r.before.base, r.others, r.offer.claim(r.steps, rate), windows)
+        except NoRoster as none:
+            r.passed_over = none.passed_over
+            raise
+        r.passed_over, roster = r.gathered.passed_over, r.gathered.roster
         log.info("round=%d roster of %d, %d reduce", roster.round, len(roster.members), len(roster.reducers))
         return Rostered(roster)
 
@@ -118,17 +124,19 @@ class Averaging:
         schedule = self.rules.schedule
         exchange = Exchange(self.rules, roster, self._node.peer_id, r.offer)
         r.exchange = exchange
-        r.meeting = Meeting(roster, r.offer.owed.numel(), self.rules.codec.block, self._loop_time(schedule.deadline(r.number)))
+        meeting = Meeting(roster, r.offer.owed.numel(), self.rules.codec.block, self._loop_time(schedule.deadline(r.number)))
+        r.meeting = meeting
 
         async def aggregate(part: int, offers: Mapping[int, bytes | bytearray]) -> bytes:
             blob, refused = await asyncio.to_thread(exchange.reduce, part, offers)
             for place, fault in refused:
                 self._node.refused(fault, "offer", roster.members[place])
+                meeting.refused[roster.members[place]] = str(fault)
             return blob
 
         closes = schedule.reduce_by(r.number)
         by, give_up = self._loop_time(closes), self._loop_time((closes + schedule.deadline(r.number)) // 2)
-        await self._reduction.perform(r.meeting, exchange.offers(), aggregate, by, give_up)
+        await self._reduction.perform(meeting, exchange.offers(), aggregate, by, give_up)
         return Reduced(r.number)
 
     async def settle(self) -> Event:

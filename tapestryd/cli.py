@@ -119,6 +119,11 @@ def rounds(options: argparse.Namespace, client: Client) -> int:
     return _show(options, found, lambda found: screen.rounds(found["rounds"], width=_columns()))
 
 
+def rounds_show(options: argparse.Namespace, client: Client) -> int:
+    found = client.ask("GET", f"/v1/rounds/{quote(options.number)}")
+    return _show(options, found, lambda found: screen.one_round(found, width=_columns()))
+
+
 def run_show(options: argparse.Namespace, client: Client) -> int:
     return _show(options, client.ask("GET", "/v1/run"), lambda run: f"{run['rules_toml'] or ''}\n# invite: {run['invite']}\n")
 
@@ -253,6 +258,8 @@ def _parser() -> argparse.ArgumentParser:
     add(some, "bans", bans, "who is kept out, until when, and why")
     one = add(verbs, "rounds", rounds, "the latest rounds as this node lived them, newest last")
     one.add_argument("--limit", default="20", metavar="N", help="how many (20)")
+    one = add(one.add_subparsers(metavar="COMMAND"), "show", rounds_show, "one round in full: who, how much, how long, certified by whom")
+    one.add_argument("number", metavar="N", help="the round's number")
     one = add(verbs, "pause", pause, "stop training; the round in hand is left")
     one.add_argument("--for", dest="duration", type=_duration, metavar="2h", help="resume by itself after this time")
     add(verbs, "resume", resume, "train again")

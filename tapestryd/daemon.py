@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from protocols import limits
-from protocols.control import Ban, Status, Story
+from protocols.control import Ban, Certificate, Status, Story
 from protocols.refusal import Refused
 from protocols.rounds import PauseAsked, ResumeAsked
 from protocols.rules import Invite, prefix_of
@@ -31,6 +31,7 @@ from tapestryd.host.store import StateDir
 from tapestryd.host.systemd import Notifier
 from tapestryd.picture import picture
 from tapestryd.session import Session
+from tapestryd.story import certificate
 from tapestryd.swarm.node import Node
 from tapestryd.training import model
 
@@ -162,6 +163,15 @@ class Daemon:
     def rounds(self, limit: int) -> list[Story]:
         return list(self.session.history.stories)[-limit:] if self.session else []
 
+    async def round(self, number: int) -> tuple[list[Story], Certificate | None]:
+        session = self.session
+        if session is None:
+            return [], None
+        stories = session.history.of(number)
+        height = next((told.height for told in stories if told.result in ("committed", "replayed")), None)
+        entry = await asyncio.to_thread(session.store.entry_head, height, verify) if height is not None else None
+        return stories, certificate(entry) if entry and entry.vote.round == number else None
+
     def rules_toml(self) -> str | None:
         return self.session.rules.to_toml() if self.session and self.session.rules else None
 
@@ -228,7 +238,7 @@ class Daemon:
         tokenizer = session.store.path / "tokenizer.json"
         card = _CARD.format(
             name=rules.name, run=rules.run_id, height=tip.height, weight=tip.weight, base=tip.base, genesis=rules.model.genesis,
-            round=session.history.stories[-1].round if session.history.stories else 0, peer=self._identity.peer_id, version=__version__,
+            round=session.history.rounds[-1].round if session.history.rounds else 0, peer=self._identity.peer_id, version=__version__,
         )  # fmt: skip
 
         def build() -> None:

@@ -1,78 +1,122 @@
-"""What became of each round on this node: one story a round, in memory, on disk and in the log, in the same words."""
+"""What became of each round and each catch-up on this node: stories in memory, on disk and in the log, in the same words."""
 
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-from protocols.control import Story
+from protocols.control import ROUND_RESULTS, Story
 from protocols.lineage import Entry, Tip
+from protocols.rounds import IN_ROUND, State
 from protocols.trainer import Delta
+from tapestryd import story
 from tapestryd.averaging import Round
 from tapestryd.errors import DiskFull
 from tapestryd.host.store import STORIES, RunStore
+from tapestryd.story import Spent
 from tapestryd.swarm.streams import Meter
 
 log = logging.getLogger(__name__)
 
 
+@dataclass(slots=True)
+class Mark:
+    """A moment, and the counts at it. `times_ms`: what the stages that ended since then took."""
+
+    began: float
+    sent: int
+    received: int
+    refusals: Counter[str]
+    stage: str = ""
+    stage_began: float = 0.0
+    times_ms: dict[str, int] = field(default_factory=dict)
+
+
 class History:
-    def __init__(self, store: RunStore, meter: Meter) -> None:
+    """`meter` and `refusals`: the node's own, counted on from outside."""
+
+    def __init__(self, store: RunStore, me: str, meter: Meter, refusals: Counter[str]) -> None:
         self.stories: deque[Story] = deque(store.stories(), maxlen=STORIES)
         self._store = store
+        self._me = me
         self._meter = meter
-        self._began: float | None = None
-        self._bytes = (0, 0)
+        self._refusals = refusals
+        self._round: Mark | None = None
 
-    def begin(self) -> None:
-        """A round's boundary: from here its time and its bytes count."""
-        self._began, self._bytes = time.monotonic(), self._meter.totals()
+    @property
+    def rounds(self) -> list[Story]:
+        """The stories of rounds, without those of catching up."""
+        return [told for told in self.stories if told.result in ROUND_RESULTS]
+
+    def of(self, number: int) -> list[Story]:
+        """Everything told of a round: it may have been discarded first, and replayed later."""
+        return [told for told in self.stories if told.round == number]
+
+    def mark(self) -> Mark:
+        sent, received = self._meter.totals()
+        return Mark(time.monotonic(), sent, received, self._refusals.copy())
+
+    def enter(self, state: State) -> None:
+        """The Member's state changed. At a round's boundary, its time and its bytes begin to count."""
+        if state is State.STOPPING:
+            self._round = self.mark()
+        if self._round is not None:
+            _turn(self._round, state.value if state in IN_ROUND else "")
 
     def end(self, number: int, fragment: int, tip: Tip | None, *, reason: str, round: Round | None, trained: Delta | None) -> None:
         """The round is over: committed, or discarded for `reason`. `tip`: our base now. `round` None: it was never gathered."""
-        roster = round.exchange.roster if round and round.exchange else None
-        sent, received = self._meter.totals()
-        if self._began is None:
-            self.begin()  # over before its boundary: it took nothing
-            sent, received, trained = *self._bytes, None
-        assert self._began is not None
-        story = Story(
-            round=number,
-            fragment=fragment,
-            result="discarded" if reason else "committed",
-            reason=reason,
-            members=roster.members if roster else (),
-            coverage=round.vote.coverage_ppm / 1e6 if round and round.vote else 0.0,
-            height=tip.height if tip else 0,
-            base_digest=tip.base if tip else "",
-            sent_bytes=sent - self._bytes[0],
-            received_bytes=received - self._bytes[1],
-            took_ms=int((time.monotonic() - self._began) * 1000),
-            steps=trained.steps if trained else 0,
-            tokens=trained.tokens if trained else 0,
-            loss=trained.loss if trained and trained.steps else None,
-        )
+        spent = self._spent(self._round) if self._round else Spent()  # else it was over before its boundary: it took nothing
+        told = story.lived(self._me, number, fragment, tip, reason, round, trained if self._round else None, spent)
         log.log(
             logging.WARNING if reason else logging.INFO,
             "round=%d %s%s peers=%d coverage=%.2f height=%d base=%s sent=%d took=%.2fs",
-            number, story.result, f" ({reason})" if reason else "", len(story.members), story.coverage, story.height,
-            story.base_digest[:12], story.sent_bytes, story.took_ms / 1000,
+            number, told.result, f" ({reason})" if reason else "", len(told.members), told.coverage, told.height,
+            told.base_digest[:12], told.sent_bytes, told.took_ms / 1000,
         )  # fmt: skip
-        self._began = None
-        self._keep(story)
+        for missing in told.missing:
+            log.info("round=%d without=%s stage=%s: %s", number, missing.peer[-6:], missing.stage, missing.why)
+        for repaired in told.repaired:
+            log.info("round=%d part=%d repaired by %s", number, repaired.part, repaired.peer[-6:])
+        self._round = None
+        self._keep(told)
 
     def replayed(self, entry: Entry) -> None:
         """A round that others committed, and that we followed from their log."""
-        vote = entry.vote
-        self._keep(
-            Story(
-                vote.round, vote.fragment, "replayed", "", entry.roster.members, vote.coverage_ppm / 1e6, vote.height, vote.after,
-                0, sum(entry.sizes), 0, 0, 0, None,
-            )
-        )  # fmt: skip
+        self._keep(story.replayed(entry))
 
-    def _keep(self, story: Story) -> None:
-        self.stories.append(story)
+    def caught_up(
+        self, number: int, before: Tip | None, reached: Tip | None, target: Tip, donors: Sequence[str], reason: str, began: Mark
+    ) -> None:
+        """An attempt to catch up that began at `began` is over."""
+        told = story.caught_up(number, before, reached, target, tuple(donors), reason, self._spent(began))
+        log.info(
+            "round=%d %s%s height=%d→%d of %d donors=%d received=%d took=%.2fs",
+            number, told.result, f" ({reason})" if reason else "", told.from_height, told.height, told.to_height, len(donors),
+            told.received_bytes, told.took_ms / 1000,
+        )  # fmt: skip
+        last = self.stories[-1] if self.stories else None
+        if reason and reached == before and last and (last.result, last.to_height) == (told.result, told.to_height):
+            return  # tried again, with the same end: one story of it is enough
+        self._keep(told)
+
+    def _spent(self, since: Mark) -> Spent:
+        _turn(since, "")
+        sent, received = self._meter.totals()
+        took_ms = int((time.monotonic() - since.began) * 1000)
+        return Spent(sent - since.sent, received - since.received, took_ms, since.times_ms, dict(self._refusals - since.refusals))
+
+    def _keep(self, told: Story) -> None:
+        self.stories.append(told)
         try:
-            self._store.tell(story)
+            self._store.tell(told)
         except DiskFull as error:
             log.error("%s", error)
+
+
+def _turn(mark: Mark, stage: str) -> None:
+    """One stage ends, another begins; "": none."""
+    now = time.monotonic()
+    if mark.stage:
+        mark.times_ms[mark.stage] = mark.times_ms.get(mark.stage, 0) + int((now - mark.stage_began) * 1000)
+    mark.stage, mark.stage_began = stage, now

@@ -52,7 +52,7 @@ def _status(
             trainer = session.supervisor.status(session.member is not None and session.member.stepping)
             if session.supervisor.fault:
                 health.append(session.supervisor.fault)
-    stories = list(session.history.stories)[-_WINDOW:] if session else []
+    stories = session.history.rounds[-_WINDOW:] if session else []
     return control.Status(
         version=__version__,
         self=control.Self(peer_id, config.node.name, tuple(session.addresses) if session else (), os.getpid()),

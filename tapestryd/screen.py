@@ -11,6 +11,8 @@ Doc = Mapping[str, Any]
 
 _INDENT = 11
 _GAP = "   "
+_WIDE = 100
+_STAGES = {"roster": "Not called", "part": "Part lost", "mean": "Not in it", "vote": "No vote"}
 _BOLD, _RESET = "\x1b[1m", "\x1b[0m"
 _RED, _GREEN, _YELLOW = "\x1b[31m", "\x1b[32m", "\x1b[33m"
 
@@ -34,11 +36,7 @@ def render(status: Doc, *, width: int, colour: bool, rows: int = 10) -> str:
         ("Banned", [f"{status['bans']} {'peer' if status['bans'] == 1 else 'peers'}: tapestry peers bans"] if status["bans"] else []),
         ("Health", status["health"] or ["ok"]),
     ]
-    lines = [_heading(status, width, colour)]
-    for label, parts in sections:
-        for number, line in enumerate(_packed(parts, width - _INDENT)):
-            head = ("" if number else label).ljust(_INDENT)
-            lines.append((f"{_BOLD}{head}{_RESET}" if colour and not number else head) + line)
+    lines = [_heading(status, width, colour), *_labelled(sections, width, colour=colour)]
     if rows and status["peers"]:
         lines += ["", *_peer_lines(status["peers"][:rows], width)]
         if len(status["peers"]) > rows:
@@ -69,25 +67,48 @@ def bans(found: Sequence[Doc], *, width: int) -> str:
 
 
 def rounds(stories: Sequence[Doc], *, width: int) -> str:
+    """A line a round. Bytes are left to wide terminals, so that on any the story is told."""
     if not stories:
         return "No rounds yet.\n"
-    head = ("ROUND", "RESULT", "HEIGHT", "PEERS", "COVERAGE", "TOOK", "SENT", "RECEIVED", "LOSS", "REASON")
+    traffic = ("SENT", "RECEIVED") if width >= _WIDE else ()
+    head = ("ROUND", "RESULT", "HEIGHT", "PEERS", "COVER", "TOOK", "LOSS", *traffic, "STORY")
     cells = [
         (
             str(story["round"]),
             story["result"],
             str(story["height"]),
-            str(len(story["members"])),
+            _of(len(story["members"]), 1 + len(story["present"])) if story["present"] else str(len(story["members"])),
             f"{story['coverage']:.2f}",
             duration(story["took_ms"] / 1000),
-            size(story["sent_bytes"]),
-            size(story["received_bytes"]),
             _loss(story["loss"]),
-            story["reason"],
+            *((size(story["sent_bytes"]), size(story["received_bytes"])) if traffic else ()),
+            "; ".join(_in_short(story)),
         )
         for story in stories
     ]
     return "\n".join(_table([head, *cells], width)) + "\n"
+
+
+def one_round(found: Doc, *, width: int) -> str:
+    """One round in full: each story of it, and its certificate."""
+    lines: list[str] = []
+    for story in found["stories"]:
+        lines += [*_labelled(_catch_up(story) if story["from_height"] is not None else _round(story), width), ""]
+    certificate = found["certificate"]
+    if certificate is None:
+        return "\n".join(lines[:-1]) + "\n"
+    signed = f"by {_of(len(certificate['signed_by']), len(certificate['members']))} of roster {certificate['roster_digest'][:16]}"
+    sections: list[tuple[str, Iterable[str]]] = [
+        (
+            "Certified",
+            [f"height {certificate['height']}", f"weight {certificate['weight']}", f"coverage {certificate['coverage']:.2f}", signed],
+        ),
+        ("Before", [certificate["before"]]),
+        ("After", [certificate["after"]]),
+        ("Root", [certificate["root"]]),
+        ("Signed by", certificate["signed_by"]),
+    ]
+    return "\n".join([*lines, *_labelled(sections, width)]) + "\n"
 
 
 def duration(seconds: float) -> str:
@@ -194,6 +215,76 @@ def _averaging(averaging: Doc) -> list[str]:
     return [*parts, f"{averaging['committed']} of {averaging['rounds']} rounds committed"]
 
 
+def _in_short(story: Doc) -> list[str]:
+    """What was not as it should be, the weightiest first."""
+    if story["from_height"] is not None:
+        return [f"from height {story['from_height']}", *([f"of {story['to_height']}", story["reason"]] if story["reason"] else [])]
+    told = [story["reason"]] if story["reason"] else []
+    if story["silent"]:
+        told.append(f"{_counted(len(story['silent']), 'leader')} silent")
+    for stage, words in (("roster", "not in roster"), ("mean", "not in mean"), ("vote", "no vote")):
+        count = len([missing for missing in story["missing"] if missing["stage"] == stage])
+        told += [f"{count} {words}"] if count else []
+    if story["repaired"]:
+        told.append(f"{_counted(len(story['repaired']), 'part')} repaired")
+    if story["refusals"]:
+        told.append(f"{sum(story['refusals'].values())} refused")
+    return told
+
+
+def _round(story: Doc) -> list[tuple[str, Iterable[str]]]:
+    members, shares = story["members"], story["shares"]
+    attempt = len(story["silent"]) + 1
+    leader = [f"led by {short(story['leader'])}" + (f", {_ordinal(attempt)} in order" if attempt > 1 else "")] if story["leader"] else []
+    roster = [_of(len(members), 1 + len(story["present"])) + " present" if story["present"] else str(len(members)), *map(short, members)]
+    whole = sum(shares.values())
+    local = [f"{number(story['steps'])} steps", f"{number(story['tokens'])} tokens", f"loss {_loss(story['loss'])}"]
+    result = story["result"] + (f": {story['reason']}" if story["reason"] else "")
+    return [
+        ("Round", [f"{story['round']} {result}", f"fragment {story['fragment']}", f"height {story['height']}"]),
+        ("Base", [story["base_digest"]]),
+        ("Roster", [*leader, *roster] if members else []),
+        *(("Silent" if not place else "", [f"{short(who['peer'])}, {_ordinal(place + 1)} in order: {who['why']}"])
+          for place, who in enumerate(story["silent"])),
+        ("Shares", [f"{short(peer)} {number(share)} ({share / whole:.0%})" for peer, share in shares.items()]),
+        ("Coverage", [f"{story['coverage']:.3f}"] if members else []),
+        *((_STAGES.get(left["stage"], left["stage"]), [f"{short(left['peer'])}: {left['why']}"]) for left in story["missing"]),
+        ("Repaired", [f"part {repaired['part']} from {short(repaired['peer'])}" for repaired in story["repaired"]]),
+        ("Votes", [_of(len(story["votes"]), len(members)), f"root {story['root'][:16]}"] if story["votes"] else []),
+        ("Local", local if story["steps"] else []),
+        ("Bytes", [f"sent {size(story['sent_bytes'])}", f"received {size(story['received_bytes'])}"]),
+        ("Took", [duration(story["took_ms"] / 1000), *(f"{stage} {duration(ms / 1000)}" for stage, ms in story["times_ms"].items())]),
+        ("Refused", [f"{count} {reason}" for reason, count in sorted(story["refusals"].items())]),
+    ]  # fmt: skip
+
+
+def _catch_up(story: Doc) -> list[tuple[str, Iterable[str]]]:
+    return [
+        (
+            "Round",
+            [f"{story['round']} {story['result']}", f"from height {story['from_height']} to {story['height']} of {story['to_height']}"],
+        ),
+        ("Why", [story["reason"]]),
+        ("Base", [story["base_digest"]]),
+        ("Donors", map(short, story["donors"])),
+        ("Bytes", [f"received {size(story['received_bytes'])}"]),
+        ("Took", [duration(story["took_ms"] / 1000)]),
+        ("Refused", [f"{count} {reason}" for reason, count in sorted(story["refusals"].items())]),
+    ]
+
+
+def _of(part: int, whole: int) -> str:
+    return f"{part}/{whole}"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" + ("" if count == 1 else "s")
+
+
+def _ordinal(place: int) -> str:
+    return f"{place}" + {1: "st", 2: "nd", 3: "rd"}.get(place if place < 20 else place % 10, "th")
+
+
 def _loss(loss: float | None) -> str:
     return "-" if loss is None else f"{loss:.3f}"
 
@@ -224,6 +315,16 @@ def _table(cells: Sequence[Sequence[str]], width: int) -> list[str]:
     widths = [max(map(columns, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(_filled(cell, room) for cell, room in zip(line, widths, strict=True)) for line in cells]
     return [cut(line.rstrip(), width) for line in lines]
+
+
+def _labelled(sections: Iterable[tuple[str, Iterable[str]]], width: int, *, colour: bool = False) -> list[str]:
+    """Sections with a label in the margin; those with nothing to say are left out."""
+    lines = []
+    for label, parts in sections:
+        for number, line in enumerate(_packed(parts, width - _INDENT)):
+            head = ("" if number else label).ljust(_INDENT)
+            lines.append((f"{_BOLD}{head}{_RESET}" if colour and not number else head) + line)
+    return lines
 
 
 def _packed(parts: Iterable[str], width: int) -> list[str]:

@@ -67,7 +67,7 @@ class Session:
         self._fetcher = Fetcher(node, store.run_id, verify)
         self.neighbours = Neighbours(node, store.run_id, verify, self._fetcher, self._look)
         self.reach = Reach(node, self.neighbours.addresses_of)
-        self.history = History(store, node.meter)
+        self.history = History(store, node.peer_id, node.meter, node.refusals)
         self.addresses: list[str] = []
         self.member: rounds.Member | None = None
         self.roll: Roll | None = None
@@ -242,6 +242,8 @@ class Session:
         assert member is not None
         was = member.state
         effects = member.handle(event, now_ms())
+        if member.state is not was:
+            self.history.enter(member.state)
         if member.state is not was or member.reasons != self._reasons:
             self._reasons = member.reasons
             why = f" ({', '.join(member.reasons)})" if member.reasons else ""
@@ -266,7 +268,6 @@ class Session:
             case rounds.Train(round):
                 self._order(Train(round, self.keeper.base.tip.height if self.keeper.base.tip else 0))
             case rounds.Stop(round):
-                self.history.begin()
                 self._trained = None
                 self._order(Stop(round, round % self.keeper.base.layout.fragments))
             case rounds.Rest():
@@ -362,26 +363,26 @@ class Session:
     # Catching up.
 
     async def _catch_up(self, tip: Tip, donors: Sequence[str]) -> None:
-        before = self.keeper.base.tip
-        trouble = ""
+        before, began = self.keeper.base.tip, self.history.mark()
+        trouble = why = ""
         try:
             await self.keeper.catch_up(tip, donors)
             self.neighbours.trust(tip)
         except (Gone, Refused) as error:
-            log.info("catch-up to height %d: %s", tip.height, error)
             self.neighbours.doubt(tip)
-            trouble = "no_donor"
+            trouble, why = "no_donor", f"no_donor: {error}"
         except DiskFull as full:
             log.error("catch-up to height %d: %s", tip.height, full)
-            trouble = "disk_full"
+            trouble = why = "disk_full"
         reached = self.keeper.base.tip
+        assert self.rules is not None
+        self.history.caught_up(self.rules.schedule.round_at(now_ms()), before, reached, tip, donors, why, began)
         if reached is None or (trouble and reached == before):
             self.feed(rounds.CatchUpFailed(trouble))
             if trouble != "disk_full":  # others can bring us further at once, but only the operator makes room
                 self._look()
             return
         if reached != before:
-            log.info("caught up to height=%d digest=%s", reached.height, reached.base[:12])
             await self._offer(ALL_FRAGMENTS, keep=True)
         self.feed(rounds.BaseLoaded(reached))
 

@@ -5,7 +5,7 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
-from protocols.control import Averaging, Ban, Heldout, Network, Peer, Run, Self, Status, Story, Traffic, Trainer
+from protocols.control import Averaging, Ban, Certificate, Heldout, Network, Peer, Run, Self, Status, Story, Traffic, Trainer
 from tapestryd.errors import LocalFault
 from tapestryd.host.api import Api
 
@@ -16,6 +16,9 @@ BANS = (Ban(OTHERS[1], "configuration", "trust.deny", None), Ban(PEER[:-4] + "mQ
 INVITE = f"tapestry:{'ab' * 32}?peer=/ip4/192.0.2.7/tcp/31700/p2p/{PEER}"
 RUN = Run("ab" * 32, "tapestry-1b", "", 41, 40, "cd" * 32, 12.3, INVITE, 1_000_000, 4, 2)
 STORY = Story(40, 0, "committed", "", (PEER, "12D3other"), 1.0, 40, "cd" * 32, 3_000_000, 3_100_000, 9_400, 128, 262_144, 2.914)
+CERTIFICATE = Certificate(
+    40, 118, 1.0, "ab" * 32, STORY.members, STORY.members, ("cd" * 32,), (9,), "ef" * 32, "01" * 32, "cd" * 32, (PEER,)
+)
 STATUS = Status(
     version="0.1.0",
     self=Self(PEER, "aspen", ("/ip4/192.0.2.7/tcp/31700",), 4711),
@@ -65,6 +68,9 @@ class Scripted:
 
     def rounds(self, limit: int) -> list[Story]:
         return self.stories[-limit:]
+
+    async def round(self, number: int) -> tuple[list[Story], Certificate | None]:
+        return [story for story in self.stories if story.round == number], CERTIFICATE if number == 40 else None
 
     def rules_toml(self) -> str | None:
         return 'name = "tapestry-1b"\n' if self.now.run else None

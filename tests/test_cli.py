@@ -49,6 +49,12 @@ def test_json_before_and_after_the_verb(served: Served) -> None:
 def test_tables_and_rules(served: Served) -> None:
     assert tapestry(served.socket, "peers").stdout.startswith("PEER ")
     assert len(tapestry(served.socket, "rounds", "--limit", "2").stdout.splitlines()) == 3
+    shown = tapestry(served.socket, "rounds", "show", "40").stdout
+    assert shown.startswith("Round      40 committed   fragment 0   height 40\n")
+    assert shown.endswith(f"Signed by  {PEER}\n")
+    assert len(json.loads(tapestry(served.socket, "rounds", "show", "39", "--json").stdout)["stories"]) == 1
+    done = tapestry(served.socket, "rounds", "show", "7")
+    assert (done.returncode, done.stderr) == (1, "Nothing is remembered of round 7; `tapestry rounds` lists the latest.\n")
     assert tapestry(served.socket, "run", "show").stdout == f'name = "tapestry-1b"\n\n# invite: {INVITE}\n'
     done = tapestry(served.socket, "version")
     assert done.stdout == f"tapestry {__version__} (treaty 1); daemon: 0.1.0\n"
@@ -138,6 +144,8 @@ def test_the_daemons_own_sentence_is_1(served: Served) -> None:
         ["peers", "ban", "x", "--for", "soon"],
         ["wait"],
         ["wait", "--for", "round=x"],
+        ["rounds", "show"],
+        ["rounds", "hide", "7"],
         ["status", "--watch=x"],
         ["export"],
         ["--json", "run", "new"],
@@ -162,6 +170,7 @@ def test_help_of_every_verb() -> None:
         ["peers", "ban"],
         ["peers", "bans"],
         ["rounds"],
+        ["rounds", "show"],
         ["pause"],
         ["resume"],
         ["wait"],

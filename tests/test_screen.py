@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from protocols.control import Averaging, Network, Status, Trainer
+from protocols.control import Averaging, Certificate, Missing, Network, Repaired, Silent, Status, Trainer
 from tapestryd import screen
 from tests.scripted import BANS, IDLE, RUN, STATUS, STORY
 
@@ -193,11 +193,105 @@ def test_tables() -> None:
         "12D3…nQ8b  ornl            training  0      40      same   31 ms  +4 ms  1.5 s …",
         "    /ip4/192.0.2.8/tcp/31700",
     ]
-    discarded = replace(STORY, result="discarded", reason="no quorum", loss=None)
-    assert screen.rounds([asdict(STORY), asdict(discarded)], width=100) == (
-        "ROUND  RESULT     HEIGHT  PEERS  COVERAGE  TOOK   SENT     RECEIVED  LOSS   REASON\n"
-        "40     committed  40      2      1.00      9.4 s  2.9 MiB  3.0 MiB   2.914\n"
-        "40     discarded  40      2      1.00      9.4 s  2.9 MiB  3.0 MiB   -      no quorum\n"
+
+
+A, B, C, D = (f"12D3KooW{letter * 44}" for letter in "abcd")
+CRAZED = replace(
+    STORY,
+    round=41,
+    members=(A, B, C),
+    coverage=0.875,
+    leader=B,
+    silent=(Silent(D, "call: nothing from dddddd (TimeoutError)"),),
+    present=(A, B, D),
+    missing=(
+        Missing(D, "roster", "is not in the leader's roster"),
+        Missing(A, "part", "part 0: reduce to aaaaaa: cut off"),
+        Missing(C, "mean", "in 1 of 2 parts; it offered us nothing"),
+        Missing(C, "vote", "sent no vote"),
+    ),
+    shares={A: 600_000, B: 200_000},
+    repaired=(Repaired(0, B),),
+    times_ms={"stopping": 12, "gathering": 5_000, "reducing": 3_100, "settling": 1_200, "committing": 80},
+    refusals={"stale": 3, "bad_signature": 1},
+    votes=(A, B),
+    root="ef" * 32,
+)
+DISCARDED = replace(STORY, round=42, result="discarded", reason="no_roster", members=(), coverage=0.0, loss=None, silent=CRAZED.silent)
+BEHIND = replace(
+    STORY, round=43, result="behind", reason="no_donor: entry: nothing from aaaaaa (EOFError)", members=(), coverage=0.0, loss=None,
+    height=41, from_height=40, to_height=52, donors=(A, D), steps=0, tokens=0,
+)  # fmt: skip
+CERTIFICATE = Certificate(41, 120, 0.875, "ab" * 32, (A, B, C), (A, B), ("cd" * 32,), (9,), "ef" * 32, "01" * 32, "23" * 32, (A, B))
+
+
+def test_a_line_a_round() -> None:
+    stories = [json.loads(json.dumps(asdict(story))) for story in (STORY, CRAZED, DISCARDED, BEHIND)]
+    assert screen.rounds(stories, width=80) == (
+        "ROUND  RESULT     HEIGHT  PEERS  COVER  TOOK   LOSS   STORY\n"
+        "40     committed  40      2      1.00   9.4 s  2.914\n"
+        "41     committed  40      3/4    0.88   9.4 s  2.914  1 leader silent; 1 not in…\n"
+        "42     discarded  40      0      0.00   9.4 s  -      no_roster; 1 leader silent\n"
+        "43     behind     41      0      0.00   9.4 s  -      from height 40; of 52; no…\n"
+    )
+    wide = screen.rounds(stories, width=160).splitlines()
+    assert wide[0] == "ROUND  RESULT     HEIGHT  PEERS  COVER  TOOK   LOSS   SENT     RECEIVED  STORY"
+    assert wide[2].endswith("2.9 MiB  3.0 MiB   1 leader silent; 1 not in roster; 1 not in mean; 1 no vote; 1 part repaired; 4 refused")
+    for width in (40, 80, 100, 200):
+        assert all(screen.columns(line) <= width for line in screen.rounds(stories, width=width).splitlines())
+
+
+def test_a_round_in_full() -> None:
+    found = {"stories": [asdict(DISCARDED), asdict(CRAZED)], "certificate": asdict(CERTIFICATE)}
+    text = screen.one_round(json.loads(json.dumps(found)), width=80)
+    assert (
+        text
+        == f"""\
+Round      42 discarded: no_roster   fragment 0   height 40
+Base       {"cd" * 32}
+Silent     12D3…dddd, 1st in order: call: nothing from dddddd (TimeoutError)
+Local      128 steps   262k tokens   loss -
+Bytes      sent 2.9 MiB   received 3.0 MiB
+Took       9.4 s
+
+Round      41 committed   fragment 0   height 40
+Base       {"cd" * 32}
+Roster     led by 12D3…bbbb, 2nd in order   3/4 present   12D3…aaaa   12D3…bbbb
+           12D3…cccc
+Silent     12D3…dddd, 1st in order: call: nothing from dddddd (TimeoutError)
+Shares     12D3…aaaa 600k (75%)   12D3…bbbb 200k (25%)
+Coverage   0.875
+Not called 12D3…dddd: is not in the leader's roster
+Part lost  12D3…aaaa: part 0: reduce to aaaaaa: cut off
+Not in it  12D3…cccc: in 1 of 2 parts; it offered us nothing
+No vote    12D3…cccc: sent no vote
+Repaired   part 0 from 12D3…bbbb
+Votes      2/3   root efefefefefefefef
+Local      128 steps   262k tokens   loss 2.914
+Bytes      sent 2.9 MiB   received 3.0 MiB
+Took       9.4 s   stopping 0.0 s   gathering 5.0 s   reducing 3.1 s
+           settling 1.2 s   committing 0.1 s
+Refused    1 bad_signature   3 stale
+
+Certified  height 41   weight 120   coverage 0.88
+           by 2/3 of roster abababababababab
+Before     {"01" * 32}
+After      {"23" * 32}
+Root       {"ef" * 32}
+Signed by  {A}
+           {B}
+"""
+    )
+    assert (
+        screen.one_round({"stories": [asdict(BEHIND)], "certificate": None}, width=80)
+        == f"""\
+Round      43 behind   from height 40 to 41 of 52
+Why        no_donor: entry: nothing from aaaaaa (EOFError)
+Base       {"cd" * 32}
+Donors     12D3…aaaa   12D3…dddd
+Bytes      received 3.0 MiB
+Took       9.4 s
+"""
     )
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
+from protocols.control import ROUND_RESULTS
+
 Doc = Mapping[str, Any]
 Event = dict[str, Any]
 
@@ -122,6 +124,8 @@ class Progress:
     def hear(self, name: str, stories: Sequence[Doc], now_s: float) -> list[Event]:
         """The Stories of this peer, all anew each time."""
         for story in stories:
+            if story["result"] not in ROUND_RESULTS:
+                continue
             lived = self.rounds.setdefault(story["round"], Round(story["round"], story["fragment"]))
             lived.results[name] = story
             if story["result"] != "discarded" and lived.height is None:

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from aiohttp import web
 
 from protocols import TREATY, limits
-from protocols.control import SCHEMA, Ban, Status, Story
+from protocols.control import SCHEMA, Ban, Certificate, Status, Story
 from protocols.identity import public_key
 from protocols.refusal import Refused
 from tapestryd.errors import DiskFull, LocalFault
@@ -47,6 +47,9 @@ class Operator(Protocol):
 
     def rounds(self, limit: int) -> list[Story]:
         """At most `limit` of the latest rounds, newest last."""
+
+    async def round(self, number: int) -> tuple[list[Story], Certificate | None]:
+        """All that is remembered of one round, oldest first, and what its log entry certifies, if that is here."""
 
     def rules_toml(self) -> str | None: ...
 
@@ -119,6 +122,7 @@ class Api:
                 web.get("/v1/status", self._status),
                 web.get("/v1/peers", self._peers),
                 web.get("/v1/rounds", self._rounds),
+                web.get("/v1/rounds/{number}", self._round),
                 web.get("/v1/version", self._version),
                 web.get("/v1/run", self._run),
                 web.put("/v1/run", self._join),
@@ -177,6 +181,15 @@ class Api:
         if not (text.isascii() and text.isdigit() and len(text) <= 4 and 1 <= int(text) <= ROUNDS):
             raise Refusal(HTTPStatus.BAD_REQUEST, f"limit = {text[:40]!r}: must be a whole number from 1 to {ROUNDS}")
         return _reply(rounds=[asdict(story) for story in self._operator.rounds(int(text))])
+
+    async def _round(self, request: web.Request) -> web.Response:
+        text = request.match_info["number"]
+        if not (text.isascii() and text.isdigit() and len(text) <= 16):
+            raise Refusal(HTTPStatus.BAD_REQUEST, f"round {text[:40]!r}: must be a whole number")
+        stories, certificate = await self._operator.round(int(text))
+        if not stories:
+            raise Refusal(HTTPStatus.NOT_FOUND, f"nothing is remembered of round {int(text)}; `tapestry rounds` lists the latest")
+        return _reply(round=int(text), stories=[asdict(story) for story in stories], certificate=certificate and asdict(certificate))
 
     async def _version(self, request: web.Request) -> web.Response:
         return _reply(version=self._operator.status().version, treaty=TREATY)

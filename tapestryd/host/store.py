@@ -224,6 +224,15 @@ class RunStore:
             set_aside(path, str(refused))
             return None
 
+    def entry_head(self, height: int, verify: Verify) -> Entry | None:
+        """What an entry certifies, without its parts; None if it is not here, or not good."""
+        if self.entry_size(height) is None:
+            return None
+        try:
+            return Entry.parse(self.read_entry(height, 0, limits.FRAME_BYTES + 16), self.run_id, verify)[0]
+        except Refused:
+            return None
+
     def set_entry_aside(self, height: int, why: str) -> None:
         set_aside(self._entry(height), why)
 
@@ -328,8 +337,7 @@ class RunStore:
         found = []
         for line in path.read_text(errors="replace").splitlines()[-STORIES:]:
             with suppress(ValueError, TypeError, KeyError):
-                raw = json.loads(line)
-                found.append(Story(**{**raw, "members": tuple(raw["members"])}))
+                found.append(Story.from_json(json.loads(line)))
         return found
 
 

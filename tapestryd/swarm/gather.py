@@ -44,6 +44,14 @@ class Gathered:
     passed_over: tuple[tuple[str, str], ...]
 
 
+class NoRoster(Gone):
+    """No leader came to a roster that we are in. `passed_over`: all of them, with the reason."""
+
+    def __init__(self, passed_over: Sequence[tuple[str, str]]) -> None:
+        super().__init__(passed_over[-1][1])
+        self.passed_over = tuple(passed_over)
+
+
 class Gathering:
     def __init__(self, node: Node, run: str, min_peers: int, sign: Sign, verify: Verify, round_now: Callable[[], int]) -> None:
         self._node = node
@@ -95,7 +103,7 @@ class Gathering:
         self, round: int, fragment: int, before: str, others: Sequence[str], claim: Claim, windows_s: Sequence[float]
     ) -> Gathered:
         """The roster of this round. `others`: peers seen on this base; `windows_s[i]`: seconds from now in which leader i's
-        roster closes. Raises Gone when no leader came to one that we are in."""
+        roster closes. Raises NoRoster when no leader came to one that we are in."""
         loop = asyncio.get_running_loop()
         start = loop.time()
         me = self._node.peer_id
@@ -118,7 +126,7 @@ class Gathering:
                     if isinstance(error, Refused):
                         self._node.refused(error, "roster", leader)
                     log.info("round=%d leader=%s gives no roster: %s", round, leader[-6:], error)
-            raise Gone(passed_over[-1][1])
+            raise NoRoster(passed_over)
         finally:  # also when the round is dropped under us: whoever called must not wait here, nor keep a place
             self._close(key, {"refused": Reason.OTHER_ROUND.value, "detail": "no roster here either"})
 

@@ -30,7 +30,8 @@ class Meeting:
     have begun to send us their part, and `offers`: what came.
     `blobs[i]`: part i as its reducer published it, `made[i]`: its reducer's signed word that it did; `repaired[i]`: which other
     member we had it from. `ends`: loop time after which nobody waits for anything of this round.
-    `ballots`: first vote of each member, with the parts' digests."""
+    `ballots`: first vote of each member, with the parts' digests. For the round's story: `lost[i]`, why part i did not come from
+    its reducer; `refused`, member → why its offer to our part was."""
 
     def __init__(self, roster: Roster, elements: int, block: int, ends: float) -> None:
         self.roster = roster
@@ -42,6 +43,8 @@ class Meeting:
         self.made: dict[int, Signed] = {}
         self.repaired: dict[int, str] = {}
         self.ballots: dict[str, tuple[Signed, Vote, tuple[str, ...]]] = {}
+        self.lost: dict[int, str] = {}
+        self.refused: dict[str, str] = {}
         self.changed = asyncio.Condition()
 
     async def take(self, part: int, blob: bytes | bytearray, made: Signed) -> None:

@@ -104,6 +104,8 @@ class Reduction:
             take(head, {"made": dict})
             await meeting.take(part, blob, made_by(head["made"], meeting.roster, part, self._verify))
         except Gone as gone:
+            meeting.lost[part] = str(gone)
             log.info("round=%d part=%d of %s did not come: %s", meeting.roster.round, part, peer[-6:], gone)
         except Refused as refused:
+            meeting.lost[part] = str(refused)
             self._node.refused(refused, "part", peer)

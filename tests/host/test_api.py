@@ -65,6 +65,9 @@ def test_reading(served: Served) -> None:
     assert len(get("/v1/rounds")["rounds"]) == 11
     assert [(ban["by"], ban["until_ms"]) for ban in get("/v1/bans")["bans"]] == [("configuration", None), ("faults", 1 << 52)]
     assert [ban["left_s"] is None for ban in get("/v1/bans")["bans"]] == [True, False]
+    assert [story["round"] for story in get("/v1/rounds/40")["stories"]] == [40]
+    assert get("/v1/rounds/40")["certificate"]["signed_by"] == [PEER]
+    assert get("/v1/rounds/39")["certificate"] is None
     assert get("/v1/version") == {"schema": 1, "version": "0.1.0", "treaty": 1}
     assert get("/v1/run") == {"schema": 1, "id": "ab" * 32, "name": "tapestry-1b", "invite": INVITE, "rules_toml": 'name = "tapestry-1b"\n'}
 
@@ -134,6 +137,10 @@ def test_changes(served: Served) -> None:
         ("POST", "/v1/bans", {}, 405, "POST /v1/bans"),
         ("GET", "/v1/rounds?limit=0", None, 400, "limit = '0': must be a whole number from 1 to 1000"),
         ("GET", "/v1/rounds?limit=many", None, 400, "limit = 'many'"),
+        ("GET", "/v1/rounds/7", None, 404, "nothing is remembered of round 7"),
+        ("GET", "/v1/rounds/last", None, 400, "round 'last': must be a whole number"),
+        ("GET", "/v1/rounds/-1", None, 400, "round '-1': must be a whole number"),
+        ("GET", "/v1/rounds/" + "9" * 17, None, 400, "must be a whole number"),
         ("GET", "/v1/nothing", None, 404, "GET /v1/nothing: Not Found"),
         ("PATCH", "/v1/status", None, 405, "PATCH /v1/status: Method Not Allowed"),
         ("GET", "/v1/export/config.json", None, 409, "that export was replaced or never made"),

@@ -9,14 +9,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from protocols import limits
 from protocols.canonical import digest
-from protocols.control import Ban, Story
+from protocols.control import Ban, Missing, Repaired, Silent, Story
 from protocols.lineage import Snapshot, Tip
 from tapestryd.errors import DiskFull, StateFault
 from tapestryd.host import store as store_module
@@ -406,6 +406,21 @@ def test_stories_survive_torn_lines(tmp_path: Path) -> None:
     run.tell(replace(STORY, round=8))
     assert [story.round for story in run.stories()] == [7, 8]
     assert run.stories()[0] == STORY
+
+
+def test_stories_of_other_versions_are_read(tmp_path: Path) -> None:
+    """What an earlier one wrote lacks members, what a later one wrote has more."""
+    run = RunStore(tmp_path, RUN)
+    full = replace(
+        STORY, leader="a", silent=(Silent("c", "why"),), present=("b",), missing=(Missing("b", "vote", "why"),), shares={"a": 7},
+        repaired=(Repaired(1, "b"),), times_ms={"gathering": 5}, refusals={"stale": 2}, votes=("a",), root="ef" * 32,
+        from_height=None, to_height=None, donors=(),
+    )  # fmt: skip
+    raw = asdict(full)
+    with (tmp_path / "rounds.jsonl").open("w") as file:
+        for line in ({name: raw[name] for name in Story.__slots__[:14]}, raw, {**raw, "later": [1]}):
+            file.write(json.dumps(line) + "\n")
+    assert run.stories() == [STORY, full, full]
 
 
 def test_only_the_latest_stories_are_read(tmp_path: Path) -> None:
