@@ -68,7 +68,7 @@ class Entry:
 
     @classmethod
     def parse(cls, data: bytes, run: str, verify: Verify) -> tuple["Entry", int]:
-        """(entry, where its parts begin). Verified: the certificate holds more than half of the roster, every vote is
+        """(entry, where its parts begin). Verified: the certificate holds a quorum of the roster, every vote is
         signed and for this very result, and the parts' digests have the root that was voted for."""
         if len(data) < _HEAD.size:
             raise Refused(Reason.MALFORMED, "shorter than an entry's head")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
+from protocols import limits
 from protocols.canonical import Json, Signed, Verify, is_digest, take
 from protocols.grouping import Roster
 from protocols.refusal import Reason, Refused
@@ -28,8 +29,9 @@ def merkle(leaves: Sequence[str]) -> str:
 
 
 def quorum(members: int) -> int:
-    """Votes that commit: more than half."""
-    return members // 2 + 1
+    """Votes that commit. If f = floor((members - 1) / 3) of the members lie and the others have one vote each, then of two
+    quora one honest member is in both: so there are no two results, though every liar votes for either. All but f are enough."""
+    return (members + (members - 1) // 3) // 2 + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +62,8 @@ class Vote:
             raise Refused(Reason.MALFORMED, "something that should be a digest is not")
         if not 0 <= vote.coverage_ppm <= 1_000_000 or not 0 <= vote.fragment < 64:
             raise Refused(Reason.OUT_OF_RANGE, "coverage or fragment")
-        if not 0 < vote.height < 1 << 53 or not 0 < vote.weight < 1 << 53:
-            raise Refused(Reason.OUT_OF_RANGE, "height or weight")
+        if not 0 < vote.height <= vote.round + 1 or not vote.height <= vote.weight <= vote.height * limits.ROSTER_MEMBERS:
+            raise Refused(Reason.OUT_OF_RANGE, "more height than rounds have been, or weight than they can have had")
         return vote
 
 

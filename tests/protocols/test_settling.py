@@ -62,9 +62,12 @@ def test_any_change_is_another_root(leaves: list[str], data: st.DataObject) -> N
 
 
 @given(st.integers(1, 300))
-def test_a_quorum_is_more_than_half_and_two_of_them_meet(members: int) -> None:
-    assert 2 * quorum(members) > members
-    assert 2 * (quorum(members) - 1) <= members
+def test_two_quora_have_more_in_common_than_may_lie(members: int) -> None:
+    """And no fewer votes would do, and those who do not lie are enough."""
+    liars = (members - 1) // 3
+    assert 2 * quorum(members) - members > liars
+    assert 2 * (quorum(members) - 1) - members <= liars
+    assert quorum(members) <= members - liars
 
 
 def test_a_vote_comes_back() -> None:
@@ -81,6 +84,8 @@ def test_a_vote_comes_back() -> None:
         ({"fragment": -1}, Reason.OUT_OF_RANGE), ({"fragment": 64}, Reason.OUT_OF_RANGE),
         ({"height": 0}, Reason.OUT_OF_RANGE), ({"height": 1 << 53}, Reason.OUT_OF_RANGE),
         ({"weight": 0}, Reason.OUT_OF_RANGE), ({"weight": 1 << 53}, Reason.OUT_OF_RANGE), ({"weight": True}, Reason.WRONG_TYPE),
+        ({"round": VOTE.height - 2}, Reason.OUT_OF_RANGE), ({"height": VOTE.round + 2}, Reason.OUT_OF_RANGE),  # heights without rounds
+        ({"weight": VOTE.height - 1}, Reason.OUT_OF_RANGE), ({"weight": VOTE.height * 256 + 1}, Reason.OUT_OF_RANGE),
         ({"extra": 1}, Reason.UNKNOWN_FIELD),
     ],
 )  # fmt: skip
@@ -115,11 +120,22 @@ def test_no_two_winners_whatever_was_voted(votes: list[Vote], silent: int, data:
     assert len(won) <= 1
 
 
-def test_a_majority_beyond_the_roster() -> None:
-    """Two leaders, two rosters of the same crowd of five: only one of them can have a majority of it."""
+@given(st.integers(1, 12), st.data())
+def test_liars_may_vote_for_everything(members: int, data: st.DataObject) -> None:
+    """Less than a third of the crowd tells everybody that it is right: still no two winners."""
+    liars = (members - 1) // 3
+    honest = [data.draw(st.sampled_from(RESULTS)) for _ in range(members - liars)]
+    won = {winner([vote for vote in honest if vote == result] + [result] * liars, members, members) for result in RESULTS}
+    assert len(won - {None}) <= 1
+
+
+def test_a_quorum_beyond_the_roster() -> None:
+    """Two leaders, two rosters of the same crowd of five: only one of them can have a quorum of it, even if one of the
+    five leads both and votes for both."""
     assert winner([VOTE] * 2, 2, present=5) is None
     assert winner([VOTE] * 2, 2, present=3) == VOTE
-    assert winner([VOTE] * 3, 3, present=5) == VOTE
+    assert winner([VOTE] * 3, 3, present=5) is None
+    assert winner([VOTE] * 4, 4, present=5) == VOTE
     assert winner([VOTE] * 2, 3, present=1) == VOTE
     assert winner([VOTE], 3, present=1) is None
     assert winner([], 1, present=1) is None

@@ -436,7 +436,7 @@ def test_one_who_votes_for_something_else_is_outvoted(tmp_path: Path) -> None:
             kept = meeting.blobs.pop(3)  # type: ignore[union-attr]
             for peer in (victim, *rest):
                 await liar.node.ask(peer.node.peer_id, "vote", _vote(liar, roster, lie))
-                await liar.node.ask(peer.node.peer_id, "vote", _vote(liar, roster, lie, height=2))
+                await liar.node.ask(peer.node.peer_id, "vote", _vote(liar, roster, lie, weight=4))
             honest = [victim, *rest]
             settled = await asyncio.gather(*(peer.averaging.run(peer.averaging.settle(), 0) for peer in honest))
             events = await asyncio.gather(*(peer.averaging.run(peer.averaging.commit(), 0) for peer in honest if settled))
