@@ -5,8 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.scripted import Scripted, Served
+
+settings.register_profile("tapestry", deadline=None)  # how fast it is, is no property: the machine has other work
+settings.load_profile("tapestry")
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from tapestryd.training.codec import LARGEST
 _CHUNK = 1 << 16
 """Elements at a time: the float64 accumulator stays in the cache. Does not alter any result."""
 
-_SORTED = 1 << 18
+_SORTED = 1 << 16
 """Values sorted at a time, of all members together. Does not alter any result."""
 
 _FACTOR_MAX = 2.0**100
@@ -89,9 +89,9 @@ def _middle(parts: Tensor, scales: Sequence[float], cut: int) -> Tensor:
     step = max(1, _SORTED // members)
     for start in range(0, elements, step):
         scaled = parts[:, start : start + step].double().mul_(factors).add_(0.0)  # -0.0 becomes 0.0, so that the order is one
-        ranked = torch.from_numpy(np.sort(scaled.T.contiguous().numpy(), axis=1))  # ten times faster than torch.sort along rows
-        sums = ranked[:, cut].clone()
-        for place in range(cut + 1, members - cut):
-            sums.add_(ranked[:, place])
+        ranked = torch.from_numpy(np.sort(scaled.T.contiguous().numpy(), axis=1)).T  # ten times as fast as torch.sort down columns
+        sums = ranked[cut].clone()
+        for row in ranked[cut + 1 : members - cut]:
+            sums.add_(row)
         out[start : start + step] = sums.div_(members - 2 * cut).clamp_(-LARGEST, LARGEST)
     return out

@@ -1,18 +1,39 @@
-"""Weights, scales and ceilings: each against a dumb oracle in fractions, and what a liar can and cannot move."""
+"""Weights, scales and ceilings: the vectors bit for bit, dumb oracles in fractions, and what a liar can and cannot move."""
 
+import json
+import struct
 from collections.abc import Sequence
 from fractions import Fraction
 from math import hypot, inf, sqrt
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import protocols
 from protocols.weighting import ceilings, norm, scales, weights
 
+VECTORS = json.loads((Path(protocols.__file__).parent / "vectors" / "weighting.json").read_text())
 NORMS = st.floats(0, 2.0**127, width=32)
 STEPS = st.integers(1, 1 << 53)
 CLAIMS = st.lists(st.tuples(NORMS, STEPS), min_size=1, max_size=40)
+
+
+def floats(data: str) -> list[float]:
+    return list(struct.unpack(f"<{len(data) // 16}d", bytes.fromhex(data)))
+
+
+def test_gives_the_bits_of_the_vectors() -> None:
+    for case in VECTORS["weights"]:
+        assert weights(case["owners"]) == floats(case["weights"])
+    for case in VECTORS["scales"]:
+        found = scales(case["aggregation"], case["weighting"], floats(case["norms"]), case["steps"], floats(case["weights"]))
+        assert found == floats(case["scales"]), case["name"]
+    for case in VECTORS["ceilings"]:
+        norms = [floats(cells) for cells in case["norms"]]
+        found = ceilings(case["aggregation"], floats(case["scales"]), norms, bits=case["bits"], block=case["block"])
+        assert found == floats(case["ceilings"])
 
 
 def shares(owners: Sequence[str]) -> list[Fraction]:

@@ -45,6 +45,12 @@ def test_gives_the_bits_of_the_vectors(case: dict[str, list[str]]) -> None:
     assert aggregate("mean", rows(case["parts"]), weights, ones(len(weights))).numpy().tobytes().hex() == case["mean"]
 
 
+@pytest.mark.parametrize("case", VECTORS["aggregate"], ids=lambda case: case["name"])
+def test_gives_the_bits_of_every_kind(case: dict[str, list[str]]) -> None:
+    weights, scale = (torch.tensor([float(value) for value in case[name]], dtype=torch.float64) for name in ("weights", "scales"))
+    assert aggregate(str(case["kind"]), rows(case["parts"]), weights, scale).numpy().tobytes().hex() == case["mean"]
+
+
 @given(st.integers(1, 9), st.integers(1, 40), st.integers(0, 1 << 30), st.sampled_from(["clipped", "mean"]))
 def test_a_mean_is_the_sum_in_roster_order(members: int, elements: int, seed: int, kind: str) -> None:
     parts, weights, scale = random(members, elements, seed)
@@ -145,6 +151,16 @@ def test_no_honest_part_is_above_its_ceiling(
     part = decode(encode(mean, bits, block), elements, bits, block)
     for found, ceiling in zip(cell_norms(part, edges), ceilings(kind, scale, claims, bits=bits, block=block), strict=True):
         assert found <= ceiling
+
+
+@pytest.mark.parametrize(("kind", "members"), [("median", 3), ("trimmed", 4)])
+def test_a_median_can_be_longer_than_each_of_its_rows(kind: str, members: int) -> None:
+    """Ones with a zero in another place each: the median is ones. Hence the sqrt(2) of its ceiling."""
+    parts = 1 - torch.eye(members)
+    (norm_of_median,) = cell_norms(aggregate(kind, parts, ones(members), ones(members)), [0, members])
+    longest = max(cell_norms(row, [0, members])[0] for row in parts)
+    assert longest * 1.1 < norm_of_median
+    assert norm_of_median <= ceilings(kind, [1.0] * members, [[longest]] * members, bits=32, block=64)[0]
 
 
 def test_the_ceiling_is_near() -> None:
