@@ -17,6 +17,7 @@ from protocols import limits
 from protocols.canonical import Json, Signed, Verify, digest, dumps, is_digest, take
 from protocols.identity import public_key
 from protocols.refusal import Reason, Refused
+from protocols.weighting import norm
 
 ATTEMPTS = 2
 """Leaders tried in one round. The second has the second half of the gather window to itself."""
@@ -72,7 +73,7 @@ class Claim:
     @property
     def norm(self) -> float:
         """Of the whole offer."""
-        return math.sqrt(sum(norm * norm for norm in self.norms))
+        return norm(self.norms)
 
     def to_body(self) -> Json:
         """`norms` as the hexadecimal of little-endian float32: canonical JSON has no decimals."""

@@ -66,9 +66,9 @@ def scales(aggregation: str, weighting: str, norms: Sequence[float], steps: Sequ
 
 
 def ceilings(aggregation: str, scales: Sequence[float], norms: Sequence[Sequence[float]], *, bits: int, block: int) -> list[float]:
-    """The greatest L2 norm of each cell that an honest reducer's part can have once decoded, whoever's offers reached it.
+    """The greatest L2 norm of each cell that an honest part can have once decoded, of the members whose offers are in it.
 
-    `norms[i][c]`: of cell c of member i's decoded offer; a cell is whole blocks of the codec. A weighted mean is no
+    `norms[i][c]`: of cell c of the i-th such member's decoded offer; a cell is whole blocks of the codec. A weighted mean is no
     longer than its longest row, a trimmed mean or a median than sqrt(2) times it; why is in aggregation.md.
     The codec (`bits`, `block`: of the mean's way down) moves an element by half a scale, and at most to its double.
     """

@@ -58,6 +58,35 @@ def test_the_rules_say_how_offers_become_one() -> None:
         assert torch.equal(mean, (ranked[2] if kind == "median" else ranked[1:4].mean(0)).float())
 
 
+@settings(max_examples=40)
+@given(
+    st.lists(st.floats(-4, 4), min_size=2, max_size=6), st.sampled_from(["clipped", "mean", "trimmed", "median"]),
+    st.sampled_from(["uniform", "steps"]), st.sampled_from([4, 8, 32]), st.data(),
+)  # fmt: skip
+def test_honest_members_never_refuse_one_another(sizes: list[float], kind: str, weighting: str, bits: int, data: st.DataObject) -> None:
+    """Deltas of lengths from 1e-4 to 1e4, whoever's are missing: every offer keeps to its claim, every part to its ceilings."""
+    made = rules(2, bits, aggregation=kind, weighting=weighting, coverage="0")
+    of = roster(PEOPLE[: len(sizes)], fragment=0, run=made.run_id)
+    of = replace(of, claims=tuple(replace(claim, steps=data.draw(st.integers(1, 1000))) for claim in of.claims))
+    exchanged = exchanging(made, of, [noise(made.layout().size(0), place, 10**size) for place, size in enumerate(sizes)])
+    absent = {part: set(data.draw(st.lists(st.integers(1, len(sizes) - 1)))) for part in range(len(sizes))}
+    mean, _ = exchanged[-1].mean(reduced(exchanged, absent))
+    assert float(mean.abs().max()) > 0
+
+
+@pytest.mark.parametrize("bits", [4, 8, 32])
+def test_clipped_a_huge_delta_counts_as_a_median_one(bits: int) -> None:
+    made = rules(2, bits, aggregation="clipped")
+    of = roster(PEOPLE[:5], fragment=0, run=made.run_id)
+    deltas = [noise(made.layout().size(0), place, 1e-2) for place in range(5)]
+    bound = float(torch.stack(deltas).norm(dim=1).median())
+    honest, _ = (exchanged := exchanging(made, of, deltas))[0].mean(reduced(exchanged))
+    for lie in (-10 * deltas[4], 1e6 * deltas[4], torch.zeros_like(deltas[4])):
+        poisoned, _ = (exchanged := exchanging(made, of, [*deltas[:4], lie]))[0].mean(reduced(exchanged))
+        codec = 0.0 if bits == 32 else 3 * 0.01 * 4 / (2 ** (bits - 1) - 1) * lie.numel() ** 0.5  # half a scale of 4 sigma, thrice
+        assert float((poisoned - honest).norm()) <= 2 * bound / 5 * 1.05 + codec
+
+
 @pytest.mark.parametrize(("bits", "top"), [(8, 127), (4, 7)])
 def test_at_few_bits_it_is_the_mean_within_two_scales(bits: int, top: int) -> None:
     made = exchanges(4, bits=bits)

@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as arrays
 
 import protocols
 from protocols.refusal import Reason, Refused
-from tapestryd.training.codec import LARGEST, decode, encode, encoded_bytes
+from tapestryd.training.codec import LARGEST, cut, decode, encode, encoded_bytes
 
 VECTORS = json.loads((Path(protocols.__file__).parent / "vectors" / "codec.json").read_text())
 NORMAL = 2.0**-126
@@ -100,6 +100,8 @@ def test_a_cut_at_a_block_alters_no_byte(seed: int, elements: int, bits: int, bl
     else:
         codes = whole[4 * blocks :]
         assert part == whole[4 * a : 4 * b] + codes[(first * bits + 7) // 8 : (last * bits + 7) // 8]
+    if first % block == 0:
+        assert part == cut(whole, elements, first, last, bits, block)
     assert same(decode(part, last - first, bits, block), decode(whole, elements, bits, block)[first:last])
 
 
