@@ -5,11 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from tests.scripted import Scripted, Served
 
-settings.register_profile("tapestry", deadline=None)  # how fast it is, is no property: the machine has other work
+# How fast it is, is no property: the machine has other work.
+settings.register_profile("tapestry", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tapestry")
 
 
