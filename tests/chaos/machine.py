@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from tapestryd.host.keys import Identity
 from tests.chaos.namespaces import Lan
 from tests.living import Peer
 
@@ -119,10 +120,21 @@ class Machine(Peer):
             shutil.move(entry, aside / entry.name)
         shutil.copytree(copy, self.state, dirs_exist_ok=True)
 
+    def member(self) -> str:
+        """The id of a Member whose one node the machine is."""
+        return _tapestry("member", "new", str(self.folder / "member.key")).stdout.strip()
+
+    def delegate(self, toml: Path) -> None:
+        """The Member lets this node speak for it, before the first start."""
+        node = Identity.load_or_make(self.state / "identity.key").peer_id
+        words = ("--key", str(self.folder / "member.key"), "--run", str(toml), "--node", node, "-o", str(self.folder / "delegation.json"))
+        assert _tapestry("member", "delegate", *words).returncode == 0
+        with (self.folder / "tapestryd.toml").open("a") as config:
+            config.write('[run]\ndelegation = "delegation.json"\n')
+
     def lineage(self) -> dict[str, Any]:
         """What `tapestry lineage verify` says of the state directory, from its files alone."""
-        command = [sys.executable, "-m", "tapestryd.cli", "lineage", "verify", "--state", str(self.state), "--json"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        done = _tapestry("lineage", "verify", "--state", str(self.state), "--json")
         found: dict[str, Any] = json.loads(done.stdout) if done.stdout else {"proved": False, "fault": done.stderr}
         return found
 
@@ -141,6 +153,10 @@ class Machine(Peer):
         unmount(self._disk)
         self.state.rmdir()
         kept.rename(self.state)
+
+
+def _tapestry(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "tapestryd.cli", *words], capture_output=True, text=True, timeout=600)
 
 
 def unmount(disk: str) -> None:

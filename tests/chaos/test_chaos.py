@@ -1,6 +1,6 @@
 """Seeded chaos for a swarm of real daemons, each on a machine of its own; then peace, and one base for all. Prints what it came to.
 
-    TAPESTRY_CHAOS_S=3600 pytest -m 'slow and root' -s --timeout=5400 tests/chaos/test_chaos.py
+    TAPESTRY_CHAOS_S=3600 pytest -m 'slow and root' -s -k roster tests/chaos/test_chaos.py
 TAPESTRY_CHAOS_SEED chooses another plan. What a failed run leaves is under --basetemp: state, log and copies, machine by machine.
 """
 
@@ -21,7 +21,7 @@ from tapestryd.host.clock import now_ms
 from tests.chaos.machine import Machine, compile_clock
 from tests.chaos.namespaces import Lan
 from tests.chaos.plan import Fault, Kind, plan
-from tests.chaos.told import Done, Told
+from tests.chaos.told import Done, Told, forks
 from tests.living import corpora, found
 
 SECONDS = float(os.environ.get("TAPESTRY_CHAOS_S", "180"))
@@ -229,17 +229,25 @@ def _short(status: dict[str, Any]) -> str:
     return " ".join([*words, f"present {network['present']}", f"clock {network['clock_offset_ms']}", *status["health"]])
 
 
-def test_chaos_then_one_base(machines: list[Machine], lan: Lan, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", ["open", "roster"])
+def test_chaos_then_one_base(machines: list[Machine], lan: Lan, tmp_path: Path, mode: str) -> None:
+    """In roster mode each machine is the one node of a Member, and no cut may ever make two branches."""
     times = ("--train", str(TRAIN_S), "--average", str(AVERAGE_S), "--decay-rounds", str(int(SECONDS / PERIOD_S) + 40))
-    toml = found(tmp_path / "founder", *times)
+    members = [machine.member() for machine in machines] if mode == "roster" else []
+    toml = found(tmp_path / "founder", *times, *(word for member in members for word in ("--member", member)))
     rules = RunRules.from_toml(toml.read_text())
+    if members:
+        for machine in machines:
+            machine.delegate(toml)
     machines[0].start(str(toml))
     invite = machines[0].invite()
     for machine in machines[1:]:
         machine.start(invite)
     until(machines, "up", up, UP_S)
     until(machines, "one base", one_base, PEACE_ROUNDS * PERIOD_S)
-    print(f"\nseed {SEED}: {len(machines)} machines, {rules.layout().elements:,} parameters, rounds of {PERIOD_S} s, {SECONDS:.0f} s")
+    print(
+        f"\n{mode}, seed {SEED}: {len(machines)} machines, {rules.layout().elements:,} parameters, rounds of {PERIOD_S} s, {SECONDS:.0f} s"
+    )
 
     chaos = Chaos(machines, lan, tmp_path / "copies")
     begun_ms = now_ms()
@@ -263,6 +271,7 @@ def test_chaos_then_one_base(machines: list[Machine], lan: Lan, tmp_path: Path) 
     told = Told(rules.schedule, machines, chaos.done, begun_ms, ended_ms)
     print("\n".join(["", *told.lines(), f"{'one base again':38}{peace}"]), flush=True)
     bases = told.by_height()
+    wrong += [f"two branches at heights {heights}" for heights in [forks(told.lives.values())] if heights and mode == "roster"]
     wrong += [f"height {height} has {len(several)} bases" for height, several in bases.items() if len(several) > 1]
     wrong += [f"height {height} is not {base[:12]} in the logs" for height, base in agreed.items() if base not in bases[height]]
     wrong += [f"{m.folder.name}: {m.log().count('Traceback')} tracebacks in its log" for m in machines if "Traceback" in m.log()]
