@@ -84,4 +84,6 @@ PRESENCE_MS = 20_000
 """Life of a presence record. Published every third of it: two lost publications are survived. (treaty)"""
 
 IO_S = 10.0
-"""No byte moved for this long: the transfer is given up and another peer asked. Progress counts, not duration."""
+IO_BYTES = 16 * KIB
+"""Less than IO_BYTES of a body (or than what is left of it) moved in IO_S: the transfer is given up and another peer asked.
+Progress counts, not duration; but a byte now and then is none. Any modem moves more."""

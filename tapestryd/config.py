@@ -33,11 +33,13 @@ class RunChoice:
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """Multiaddrs. `announce` empty: discovered. `bootstrap`: peers to look for the run at, beside those of the invite."""
+    """Multiaddrs. `announce` empty: discovered. `bootstrap`: peers to look for the run at, beside those of the invite.
+    `max_serve_bytes`: a second, to all who catch up from us together; 0: no limit. Rounds are never held back by it."""
 
     listen: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/31700", "/ip6/::/tcp/31700")
     announce: tuple[str, ...] = ()
     bootstrap: tuple[str, ...] = ()
+    max_serve_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,7 +129,7 @@ def adopt(toml: Path, state: StateDir) -> RunRules:
     if not any(kept.tip.height == 0 for kept in store.snapshots()):
         download = store.download(snapshot)
         shutil.copyfile(folder / "genesis.base", download.path)
-        store.keep_download(snapshot, download)
+        store.keep_download(snapshot)
     return rules
 
 

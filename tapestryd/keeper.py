@@ -6,16 +6,19 @@ log can rebuild. Called from the event loop; heavy work goes to threads.
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
 
 from torch import Tensor
 
 from protocols.canonical import Verify
 from protocols.layout import Layout
-from protocols.lineage import Entry, Tip
-from protocols.refusal import Refused
+from protocols.lineage import Entry, Snapshot, Tip
+from protocols.refusal import Reason, Refused
 from protocols.rules import RunRules
 from tapestryd.base import Next, SharedBase, describe
+from tapestryd.exchange import part_bytes
 from tapestryd.host.store import RunStore
 from tapestryd.replay import replay
 from tapestryd.swarm.lineage import Fetcher
@@ -80,16 +83,19 @@ class Keeper:
         return entry.tip
 
     async def catch_up(self, target: Tip, donors: Sequence[str]) -> Tip:
-        """Bring the base to `target` by replay, or, on another branch or without any base, by snapshot and replay.
-        Raises Gone when the donors do not have what they announced; whatever was reached by then is kept."""
+        """Bring the base to `target`, a proven tip: by replay, or by snapshot and replay where the log does not reach back, is
+        of another branch, or would take more bytes. Raises Gone when the donors do not have what they announced; whatever was
+        reached by then is kept."""
+        far = self._far(target)
+        if far:
+            with suppress(Gone):
+                await self._fetch_snapshot(donors, self.base.tip)
         beyond: Tip | None = None
         try:
             there = await self._replay(target, donors)
         except Gone:  # they may have joined by a snapshot, and never had the entry that we lack
             there, beyond = False, self.base.tip
         if not there:
-            if self.base.tip is not None and beyond is None:
-                await self._certified(target, donors)
             await self._fetch_snapshot(donors, beyond)
             if not await self._replay(target, donors):
                 raise Gone(f"the donors' log does not lead to the announced base at height {target.height}")
@@ -105,56 +111,96 @@ class Keeper:
         if self._writing:
             await asyncio.wait([self._writing], timeout=10)
 
-    async def _certified(self, target: Tip, donors: Sequence[str]) -> None:
-        """Before our own branch is given up for it: somebody shows a certificate of `target`."""
-        if target.height:
-            entry, _ = await self._fetcher.entry(donors, target.height)
-            if entry.tip == target:
-                return
-        raise Gone(f"nobody shows a certificate of the announced base at height {target.height}")
+    def _far(self, target: Tip) -> bool:
+        """The entries that we lack are more bytes than a snapshot."""
+        if self.base.tip is None:
+            return False
+        elements, fragments = self.base.layout.elements, self.base.layout.fragments
+        return (target.height - self.base.tip.height) * part_bytes(self.rules, elements) > 8 * elements * fragments
 
     async def _replay(self, target: Tip, donors: Sequence[str]) -> bool:
-        """Follow the donors' log up to `target`. False: it does not go on from our base."""
-        while self.base.tip is not None and self.base.tip.height < target.height:
-            entry, parts = await self._fetcher.entry(donors, self.base.tip.height + 1)
-            if entry.vote.before != self.base.tip.base:
-                return False
-            step = await self._follow(entry, parts)
-            await self.commit(entry, parts, step)
-            self._on_replay(entry, parts)
+        """Follow the donors' log up to `target`. False: it does not go on from our base. A donor whose entry does not follow is
+        left out: it may be on a branch that lost, or lie."""
+        able, why = list(donors), Refused(Reason.OTHER_BASE, "nobody to ask")
+        while able and self.base.tip is not None and self.base.tip.height < target.height:
+            async with self._fetcher.entries(able, self.base.tip.height + 1, target) as coming:
+                async for _, donor, (entry, parts) in coming:
+                    try:
+                        step = await self._follow(entry, parts)
+                    except Refused as refused:
+                        why = refused
+                        able.remove(donor)
+                        log.info("entry %d by %s does not follow: %s", entry.vote.height, donor[-6:], refused)
+                        break
+                    await self.commit(entry, parts, step)
+                    self._on_replay(entry, parts)
+        if not able and why.reason is not Reason.OTHER_BASE:
+            raise why
         return self.base.tip is not None and self.base.tip.base == target.base
 
     async def _follow(self, entry: Entry, parts: list[bytes]) -> Next:
         return await asyncio.to_thread(replay, self.base, entry, parts, last_round=self._round)
 
     async def _fetch_snapshot(self, donors: Sequence[str], beyond: Tip | None) -> None:
-        """Replace base and files by a donor's newest snapshot; it must be better than `beyond`, if there is such. One donor's
-        manifest after the other, because only the whole file shows whether a manifest was true; until then nothing is replaced."""
-        layout, why = self.base.layout, "nobody to ask"
-        for donor in donors:
+        """Replace base and files by a snapshot that donors keep; it must be better than `beyond`, if there is such. Only the whole
+        file shows whether a manifest was true; until then nothing is replaced."""
+        why = "nobody keeps one"
+        async for snapshot, keepers in self._manifests(donors):
+            if beyond and not snapshot.tip.better_than(beyond):
+                continue
             try:
-                snapshot, proof = await self._fetcher.snapshot([donor], layout.elements, layout.fragments, self.rules.model.genesis)
-                if beyond and not snapshot.tip.better_than(beyond):
-                    raise Gone(f"{donor[-6:]} keeps no snapshot beyond height {beyond.height}")
-                log.info("fetching snapshot height=%d of %.1f MB from %d peers", snapshot.tip.height, snapshot.size / 1e6, len(donors))
-                download = await asyncio.to_thread(self.store.download, snapshot)
-                await self._fetcher.pieces(donors, snapshot, download.have, download.keep)
-                both, pairs = await asyncio.to_thread(self.base.read, snapshot, download.path)
-            except (Gone, Refused) as error:
-                why = str(error)
-                log.info("no snapshot by %s: %s", donor[-6:], error)
+                proof = await self._fetcher.certificate(keepers, snapshot.tip)
+                file = await self._download(snapshot, keepers)
+            except Gone as gone:
+                why = str(gone)
+                log.info("no snapshot of height %d: %s", snapshot.tip.height, gone)
+                continue
+            try:
+                both, pairs = await asyncio.to_thread(self.base.read, snapshot, file)
+            except Refused as refused:  # every piece was as they all said
+                why = str(refused)
+                for keeper in keepers:
+                    self._fetcher.refused(refused, "snapshot", keeper)
                 continue
             if self.base.tip is not None:
                 self.store.supersede()
             if proof:
                 await asyncio.to_thread(self.store.write_entry, proof[0], *proof[1])
-            await asyncio.to_thread(self.store.keep_download, snapshot, download)
+            await asyncio.to_thread(self.store.keep_download, snapshot)
             async with self._moving:
                 await asyncio.to_thread(self.base.replace, snapshot, both, pairs)
                 self._round = proof[0].vote.round if proof else -1
             self._on_replace()
             return
         raise Gone(f"no snapshot: {why}")
+
+    async def _manifests(self, donors: Sequence[str]) -> AsyncIterator[tuple[Snapshot, list[str]]]:
+        """Snapshots with the donors that say the very same of them: first what we have begun to fetch, then the best; of one
+        base what most say first. A donor may lie in its manifest, but never makes another one look guilty."""
+        layout = self.base.layout
+        newest = await self._fetcher.manifests(donors, "", layout.elements, layout.fragments)
+        best = sorted({snapshot.tip for snapshot in newest.values()}, key=lambda tip: (-tip.weight, tip.base))
+        for base in dict.fromkeys([*self.store.begun(), *(tip.base for tip in best)]):
+            found = {donor: snapshot for donor, snapshot in newest.items() if snapshot.tip.base == base}
+            others = [donor for donor in donors if donor not in found]
+            found |= await self._fetcher.manifests(others, base, layout.elements, layout.fragments)
+            said: dict[Snapshot, list[str]] = {}
+            for donor, snapshot in found.items():
+                said.setdefault(snapshot, []).append(donor)
+            for snapshot, keepers in sorted(said.items(), key=lambda one: -len(one[1])):
+                yield snapshot, keepers
+
+    async def _download(self, snapshot: Snapshot, keepers: Sequence[str]) -> Path:
+        download = await asyncio.to_thread(self.store.download, snapshot)
+        wanted = await asyncio.to_thread(download.wanted)
+        log.info(
+            "fetching snapshot height=%d: %d of %d pieces, from %d peers",
+            snapshot.tip.height, len(wanted), len(snapshot.pieces), len(keepers),
+        )  # fmt: skip
+        async with self._fetcher.pieces(keepers, snapshot, wanted) as coming:
+            async for piece, _, data in coming:
+                await asyncio.to_thread(download.keep, piece, data)
+        return download.path
 
     async def _snapshot_if_due(self) -> None:
         tip = self.base.tip

@@ -17,10 +17,11 @@ from protocols.membership import Delegation
 from protocols.records import Presence
 from protocols.refusal import Reason, Refused
 from protocols.rounds import Seen
+from tapestryd.doubts import Doubts
 from tapestryd.host.clock import now_ms, verdict
 from tapestryd.swarm.lineage import Fetcher
 from tapestryd.swarm.node import Node
-from tapestryd.swarm.streams import Gone, Stream
+from tapestryd.swarm.streams import Busy, Gone, Stream
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +29,6 @@ Admit = Callable[[str, Delegation | None, int], str]
 """(node, its delegation, at_ms) → whose voice it has. Raises Refused if it has none."""
 
 _PING_S = 15.0
-_DOUBT_S = 10.0
-_DOUBT_S_MAX = 600.0
 _PROOFS = 8
 """Certificates asked for at once, and of one tip: two, so that whoever answers slowly does not hide who would answer at once."""
 _PROOFS_A_TIP = 2
@@ -42,14 +41,6 @@ class _Known:
     rtt_ms: float | None = None
     skew_ms: int | None = None
     pinged: float = -_PING_S
-
-
-@dataclass(slots=True)
-class _Doubt:
-    """A peer that announced what it could not show, `times` in a row: its tips are passed over until `until`."""
-
-    times: int = 0
-    until: float = 0.0
 
 
 class Neighbours:
@@ -66,7 +57,7 @@ class Neighbours:
         self._known: dict[str, _Known] = {}
         self._shunned: dict[str, float] = {}
         """Banned peers that had a record at the last look, and when that was."""
-        self._doubts: dict[str, _Doubt] = {}
+        self._doubts = Doubts()
         self._proving: dict[str, Tip] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -143,8 +134,6 @@ class Neighbours:
     def scout(self, ours: Tip | None) -> None:
         """Ask those who announce a better lineage than `ours` for its certificate: nothing is given up for a mere announcement.
         Of tips that are shown already only better ones are asked for; near peers that never failed us come first."""
-        now = time.monotonic()
-        self._doubts = {peer: doubt for peer, doubt in self._doubts.items() if now < doubt.until + _DOUBT_S_MAX}
         best = ours
         for seen in self.seen():
             if seen.tip and (best is None or seen.tip.better_than(best)):
@@ -162,16 +151,18 @@ class Neighbours:
     def _trust(self, item: tuple[str, _Known]) -> tuple[int, float]:
         peer, known = item
         rtt_ms = known.rtt_ms if known.rtt_ms is not None else math.inf
-        return self._doubts[peer].times if peer in self._doubts else 0, rtt_ms
+        return self._doubts.times(peer), rtt_ms
 
     async def _prove(self, peer: str, tip: Tip, ours: Tip | None) -> None:
         try:
             await self._fetcher.prove(peer, tip)
+        except Busy as busy:
+            self._doubts.wait(peer, time.monotonic() + max(1.0, busy.retry_s))
         except Gone as gone:
             log.info("tip of height %d: %s", tip.height, gone)
-            self._doubt(peer)
+            self._doubts.add(peer, time.monotonic())
         except Refused as refused:
-            again = self._doubt(peer) > 1
+            again = self._doubts.add(peer, time.monotonic()) > 1
             # Once is forgiven: it may have gone over to another branch since it said so.
             if again or refused.reason is not Reason.NO_QUORUM:
                 self._node.refused(refused, "tip", peer)
@@ -183,27 +174,20 @@ class Neighbours:
             del self._proving[peer]
         self.scout(ours)
 
-    def _doubt(self, peer: str) -> int:
-        """Pass the peer's tips over, twice as long each time; how often that makes. Forgotten after as long as it gets."""
-        doubt = self._doubts.setdefault(peer, _Doubt())
-        doubt.times += 1
-        doubt.until = time.monotonic() + min(_DOUBT_S * 2.0 ** (doubt.times - 1), _DOUBT_S_MAX)
-        return doubt.times
-
     def _doubted(self, peer: str) -> bool:
-        return self._node.door.wary(peer) or (peer in self._doubts and time.monotonic() < self._doubts[peer].until)
+        return self._node.door.wary(peer) or self._doubts.holds(peer, time.monotonic())
 
     def doubt(self, tip: Tip) -> None:
         """It was committed, but nobody could bring us there."""
         for peer, known in self._known.items():
             if known.presence.tip == tip:
-                self._doubt(peer)
+                self._doubts.add(peer, time.monotonic())
 
     def trust(self, tip: Tip) -> None:
         """We got there."""
         for peer, known in self._known.items():
             if known.presence.tip == tip:
-                self._doubts.pop(peer, None)
+                self._doubts.clear(peer)
 
     def seen(self) -> tuple[Seen, ...]:
         """All who are there. Only a tip whose certificate has been seen is passed on."""

@@ -31,8 +31,9 @@ from tapestryd.keeper import Keeper
 from tapestryd.neighbours import Neighbours
 from tapestryd.roll import Roll
 from tapestryd.supervisor import Supervisor
+from tapestryd.swarm.donor import Donor
 from tapestryd.swarm.gather import Gathering
-from tapestryd.swarm.lineage import Donor, Fetcher
+from tapestryd.swarm.lineage import Fetcher
 from tapestryd.swarm.meeting import Meetings, Sizes
 from tapestryd.swarm.node import Node
 from tapestryd.swarm.reach import Reach
@@ -178,7 +179,7 @@ class Session:
         )
         reduction = Reduction(self.node, meetings, sizes, self.identity.sign, verify)
         settlement = Settlement(self.node, meetings, sizes, self.identity.sign, verify, self.store.keep_proof)
-        donor = Donor(self.node, self.store)
+        donor = Donor(self.node, self.store, self.config.network.max_serve_bytes, self._averaging)
         self.averaging = Averaging(rules, self.keeper, self.node, gathering, reduction, settlement, now_ms)
         for room in (gathering, reduction, settlement, donor, self.reach):
             await room.serve()
@@ -207,6 +208,9 @@ class Session:
                 self._keep_peers(self.neighbours.addresses())
                 self._spawn(self.reach.ask(self.neighbours.some()))
             await asyncio.sleep(interval)
+
+    def _averaging(self) -> bool:
+        return self.member is not None and self.member.state in rounds.IN_ROUND
 
     def _look(self) -> None:
         if self.member is not None:

@@ -17,6 +17,8 @@ from protocols.rules import Invite
 
 SOCKET_PATH_BYTES = 107
 """Linux's sun_path holds 108 bytes with its closing zero."""
+SERVE_BYTES = 256 * limits.KIB
+"""So that each of those who are served at once still gets more than limits.IO_BYTES in IO_S."""
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _UNITS_BYTES = {
     "": 1,
@@ -139,6 +141,12 @@ def _socket(value: Path, folder: Path) -> Path:
     return value
 
 
+def _serve(value: int, folder: Path) -> int:
+    if 0 < value < SERVE_BYTES:
+        raise ValueError('must be "0", for no limit, or at least "256 KiB": with less nobody who catches up would ever get there')
+    return value
+
+
 def _some(value: tuple[Path, ...], folder: Path) -> tuple[Path, ...]:
     if not value:
         raise ValueError("must name at least one file or folder")
@@ -190,6 +198,7 @@ CHECKS: dict[str, Callable[[Any, Path], Any]] = {
     "network.listen": _multiaddrs(1),
     "network.announce": _multiaddrs(0, port=True),
     "network.bootstrap": _multiaddrs(0, peer=True),
+    "network.max_serve": _serve,
     "api.socket": _socket,
     "log.level": _like("error|warning|info|debug", "must be error, warning, info or debug"),
     "log.format": _like("auto|text|json", "must be auto, text or json"),

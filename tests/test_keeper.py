@@ -4,7 +4,7 @@ import asyncio
 import signal
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,54 +12,53 @@ from typing import Any
 import pytest
 import torch
 
+from protocols import limits
 from protocols.canonical import digest
 from protocols.lineage import Entry, Snapshot, Tip, base_digest
-from protocols.refusal import Reason, Refused
+from protocols.refusal import Declined, Reason, Refused
 from tapestryd.base import describe
 from tapestryd.errors import DiskFull
 from tapestryd.exchange import assemble
 from tapestryd.host import store as store_module
 from tapestryd.host.store import RunStore
 from tapestryd.keeper import Keeper
+from tapestryd.swarm.lineage import Fetcher
 from tapestryd.swarm.streams import Gone
 from tests.lineages import PEOPLE, Line, noise, voted
 from tests.people import certified, roster, verify
 
 
 class Donors:
-    """What a Fetcher would bring from the network: each donor a Line, by name. `snapshots[name]`: (manifest, file) it keeps;
-    `entries[name]`: heights that it keeps, None for all."""
+    """A Node whose peers are Lines, by name, without a network. `snapshots[name]`: (manifest, file) it keeps; `entries[name]`:
+    heights that it keeps, all if not named. `asked`: (donor, verb, height or piece); `faults`: what we held against whom."""
 
     def __init__(self, **lines: Line) -> None:
         self.lines = lines
         self.snapshots: dict[str, tuple[Snapshot, bytes]] = {}
         self.entries: dict[str, range] = {}
         self.asked: list[tuple[str, str, int]] = []
+        self.faults: list[tuple[str, str, Reason]] = []
 
-    async def entry(self, donors: Sequence[str], height: int) -> tuple[Entry, list[bytes]]:
-        for donor in donors:
-            self.asked.append((donor, "entry", height))
-            line = self.lines.get(donor)
-            if line and height in self.entries.get(donor, range(1, len(line.entries) + 1)):
-                return line.entries[height - 1]
-        raise Gone(f"entry {height}")
+    async def ask(self, peer: str, verb: str, head: dict[str, Any], *, body_bytes: int, moved: object = None) -> tuple[object, bytearray]:
+        self.asked.append((peer, verb, head.get("height", head.get("piece", 0))))
+        if peer not in self.lines:
+            raise Gone(peer)
+        if verb == "entry":
+            line = self.lines[peer]
+            if head["height"] not in self.entries.get(peer, range(1, len(line.entries) + 1)):
+                raise Declined(Reason.STALE, "not kept")
+            entry, parts = line.entries[head["height"] - 1]
+            whole = entry.head() + b"".join(parts)
+            return {"size": len(whole)}, bytearray(whole[head["offset"] :][: head["bytes"]])
+        made, data = self.snapshots.get(peer, (None, b""))
+        if made is None or head["base"] not in ("", made.tip.base):
+            raise Declined(Reason.STALE, "not kept")
+        at = head.get("piece", 0) * limits.PIECE_BYTES
+        return {}, bytearray(made.to_bytes() if verb == "snapshots" else data[at : at + limits.PIECE_BYTES])
 
-    async def snapshot(self, donors: Sequence[str], elements: int, fragments: int, genesis: str) -> tuple[Snapshot, object]:
-        for donor in donors:
-            if donor in self.snapshots:
-                found = self.snapshots[donor][0]
-                height = found.tip.height
-                return found, self.lines[donor].entries[height - 1] if height else None
-        raise Gone("snapshot")
-
-    async def pieces(
-        self, donors: Sequence[str], snapshot: Snapshot, have: Callable[[int], bool], keep: Callable[[int, bytes], None]
-    ) -> None:
-        for donor in donors:
-            if donor in self.snapshots and self.snapshots[donor][0].pieces == snapshot.pieces and not have(0):
-                keep(0, self.snapshots[donor][1])
-        if not have(0):
-            raise Gone("pieces")
+    def refused(self, refused: Refused, what: str, peer: str) -> None:
+        if not isinstance(refused, Declined):
+            self.faults.append((peer, what, refused.reason))
 
 
 def begin(line: Line, path: Path, *, genesis: bool = True) -> RunStore:
@@ -75,8 +74,9 @@ def begin(line: Line, path: Path, *, genesis: bool = True) -> RunStore:
 
 def keeper(line: Line, store: RunStore, donors: Donors | None = None, *, every: int = 100, told: list[Entry] | None = None) -> Keeper:
     heard = told if told is not None else []
-    heard = told if told is not None else []
-    fetcher: Any = donors or Donors()
+    node: Any = donors or Donors()
+    fetcher = Fetcher(node, line.rules.run_id, verify)
+    fetcher.entry_bytes, fetcher.genesis = 1 << 20, line.rules.model.genesis
     return Keeper(line.rules, line.base.layout, store, fetcher, verify, every, 3, lambda entry, _: heard.append(entry), lambda: None)
 
 
@@ -286,7 +286,7 @@ def test_what_was_reached_is_kept(tmp_path: Path) -> None:
         del donors.entries["ann"]
         await live.catch_up(line.base.tip, ["ann"])  # type: ignore[arg-type]
         assert same(live, line)
-        assert [height for _, _, height in donors.asked] == [1, 2, 3, 4, 4, 5]
+        assert [height for _, verb, height in donors.asked if verb == "entry"] == [1, 2, 3, 4, 4, 5]
 
     go(work)
 
@@ -411,12 +411,16 @@ def test_a_false_snapshot_replaces_nothing_and_the_next_donor_is_asked(tmp_path:
         with pytest.raises(Gone):
             await live.catch_up(theirs.base.tip, ["liar"])  # type: ignore[arg-type]
         assert same(live, ours)
+        told = {"manifest": [("liar", "snapshot", Reason.BAD_DIGEST)], "file": [("liar", "piece", Reason.BAD_DIGEST)], "nothing": []}
+        assert donors.faults == told[fault]
         assert not list(tmp_path.glob("superseded-*"))
         again = keeper(ours, RunStore(tmp_path, ours.rules.run_id))
         await again.open()
         assert same(again, ours)
         donors.snapshots["ann"] = good
+        donors.faults.clear()
         await live.catch_up(theirs.base.tip, ["liar", "ann"])  # type: ignore[arg-type]
         assert same(live, theirs)
+        assert {who for who, _, _ in donors.faults} <= {"liar"}
 
     go(work)

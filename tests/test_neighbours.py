@@ -12,9 +12,10 @@ from protocols.lineage import Tip
 from protocols.records import Presence
 from protocols.rounds import BaseLoaded, CatchUp, Effect, Event, Member, PeersSeen, State, TrainerUp
 from protocols.schedule import Schedule
-from tapestryd import neighbours as module
+from tapestryd import doubts
 from tapestryd.neighbours import Neighbours
-from tapestryd.swarm.lineage import Donor, Fetcher
+from tapestryd.swarm.donor import Donor
+from tapestryd.swarm.lineage import Fetcher
 from tapestryd.swarm.node import Node
 from tapestryd.swarm.streams import Stream
 from tests.lineages import PEOPLE, Line
@@ -114,7 +115,7 @@ def test_a_false_heavy_tip_does_not_stop_training(tmp_path: Path, lie: str, monk
     async def work() -> None:
         honest, liar = Shelf().put(line), Shelf().put(line)
         liar.entries[4] = b"garbage" * 100
-        monkeypatch.setattr(module, "_DOUBT_S", 0.1)
+        monkeypatch.setattr(doubts, "FIRST_S", 0.1)
         async with watched(tmp_path, line if lie != "genesis" else line.fork(), [honest, liar]) as (watcher, (good, bad)):
             if lie == "genesis":  # to a joiner at genesis, a lower digest of the same weight is better
                 watcher.line = Line.begin()
@@ -152,7 +153,8 @@ def test_a_shown_tip_moves_the_member_at_once_and_is_not_fetched_again(tmp_path:
             assert watcher.member.state is State.SYNCING
             assert watcher.effects.count(CatchUp(line.base.tip, (PEOPLE[1].peer,))) == 1
             asked = good.meter.sent["entry"]
-            assert await watcher.neighbours._fetcher.entry([good.peer_id], 4) == line.entries[3]
+            async with watcher.neighbours._fetcher.entries([good.peer_id], 4, line.base.tip) as coming:
+                assert [(item, whole) async for item, _, whole in coming] == [(4, line.entries[3])]
             assert good.meter.sent["entry"] == asked
             assert watcher.neighbours._fetcher.proven(line.base.tip)
 
@@ -188,29 +190,3 @@ def test_who_does_not_answer_hides_nobody_who_does(tmp_path: Path) -> None:
                     await watcher.moved.wait()
 
     go(work)
-
-
-def test_doubts_grow_by_peer_and_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """10 s, 20 s … 10 min, whatever the peer announces; and after 10 min without another, from the beginning."""
-    now = [1000.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
-
-    async def work() -> None:
-        watched: Neighbours = Neighbours(None, "", verify, None, lambda: None)  # type: ignore[arg-type]
-        spans = []
-        for _ in range(9):
-            watched._doubt("liar")
-            spans.append(watched._doubts["liar"].until - now[0])
-            now[0] += spans[-1]
-            assert not watched._doubted("liar")
-            now[0] -= 0.1
-            assert watched._doubted("liar")
-            now[0] += 0.1
-            watched.scout(None)
-        assert spans == [10, 20, 40, 80, 160, 320, 600, 600, 600]
-        assert not watched._doubted("somebody else")
-        now[0] += 600.1
-        watched.scout(None)
-        assert not watched._doubts
-
-    asyncio.run(work())

@@ -23,6 +23,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -44,6 +45,12 @@ log = logging.getLogger(__name__)
 SCHEMA = "1"
 STORIES = 500
 PROOFS = 256
+
+_HOLD_S = 600.0
+_HELD = 2
+"""A snapshot that somebody read less than _HOLD_S ago is kept beyond its time; at most so many of them, whoever asks."""
+
+_SUPERSEDED = 2
 
 
 @contextmanager
@@ -152,6 +159,8 @@ class RunStore:
         self._layout: Layout | None = None
         self._kept: dict[str, Snapshot] = {}
         """Parsed manifests by file name: immutable, asked for with every piece."""
+        self._read: dict[int, float] = {}
+        """When a snapshot was last read by somebody who fetches it, by height."""
         for folder in (self._log, self._snapshots):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for leftover in [*path.rglob("*.new")]:
@@ -246,9 +255,15 @@ class RunStore:
         write(self._manifest(snapshot.tip.height), snapshot.to_bytes())
 
     def prune_snapshots(self, keep: int) -> None:
-        """Keep genesis and the newest `keep`."""
+        """Keep genesis, the newest `keep`, and of the others the oldest _HELD that somebody is fetching: whoever takes longer
+        for a snapshot than we for the next ones would else never have a whole one."""
         heights = sorted(int(path.stem) for path in self._snapshots.glob("*.json"))
-        for height in [height for height in heights if height > 0][:-keep]:
+        old = [height for height in heights if height > 0][:-keep]
+        now = time.monotonic()
+        held = [height for height in old if now - self._read.get(height, -_HOLD_S) < _HOLD_S][:_HELD]
+        for height in [height for height in old if height not in held]:
+            self._read.pop(height, None)
+            self._kept.pop(self._manifest(height).name, None)
             self._manifest(height).unlink()
             self._manifest(height).with_suffix(".base").unlink(missing_ok=True)
 
@@ -279,7 +294,8 @@ class RunStore:
     def read_snapshot(self, base: str, piece: int) -> bytes | None:
         for snapshot in self.snapshots():
             if snapshot.tip.base == base and 0 <= piece < len(snapshot.pieces):
-                with self.snapshot_file(snapshot).open("rb") as file:
+                self._read[snapshot.tip.height] = time.monotonic()
+                with suppress(FileNotFoundError), self.snapshot_file(snapshot).open("rb") as file:  # pruned just now
                     file.seek(piece * limits.PIECE_BYTES)
                     return file.read(limits.PIECE_BYTES)
         return None
@@ -291,26 +307,49 @@ class RunStore:
         self._kept.pop(self._manifest(snapshot.tip.height).name, None)
         set_aside(self._manifest(snapshot.tip.height), why)
 
-    def download(self, snapshot: Snapshot) -> "Download":
-        return Download(self.path / f"{snapshot.tip.base}.part", snapshot)
+    def begun(self) -> list[str]:
+        """Bases whose snapshots we have begun to fetch, the latest first."""
+        return [path.stem for path in self._downloads()]
 
-    def keep_download(self, snapshot: Snapshot, download: "Download") -> None:
-        with saying_disk_full(download.path), download.path.open("rb") as file:
+    def _downloads(self) -> list[Path]:
+        return sorted(self.path.glob("*.part"), key=lambda path: path.stat().st_mtime, reverse=True)
+
+    def download(self, snapshot: Snapshot) -> "Download":
+        """Begun, or gone on with. What it has in common with one begun before is taken from there; older ones are dropped."""
+        path = self.path / f"{snapshot.tip.base}.part"
+        fresh = not path.exists()
+        others = [other for other in self._downloads() if other != path]
+        download = Download(path, snapshot)
+        if fresh and others:
+            download.adopt(others[0])
+        for abandoned in others[1:]:
+            abandoned.unlink()
+        return download
+
+    def keep_download(self, snapshot: Snapshot) -> None:
+        """Whole and verified: now it is one of our snapshots."""
+        path = self.path / f"{snapshot.tip.base}.part"
+        with saying_disk_full(path), path.open("rb") as file:
             os.fsync(file.fileno())
-        download.path.rename(self.snapshot_file(snapshot))
+        path.rename(self.snapshot_file(snapshot))
         write(self._manifest(snapshot.tip.height), snapshot.to_bytes())
-        for abandoned in self.path.glob("*.part"):
+        for abandoned in self._downloads():
             abandoned.unlink()
 
     def supersede(self) -> None:
-        """Another branch won: move our log and snapshots out of the way, whole, where their owner can still find them."""
-        number = len(list(self.path.glob("superseded-*")))
+        """Another lineage took the place of ours: move our log and snapshots out of the way, whole, where their owner can still
+        find them. The latest _SUPERSEDED of such are kept."""
+        earlier = sorted(self.path.glob("superseded-*"), key=lambda path: int(path.name.partition("-")[2]))
+        number = int(earlier[-1].name.partition("-")[2]) + 1 if earlier else 0
+        for old in earlier[: -_SUPERSEDED + 1]:
+            shutil.rmtree(old)
         aside = self.path / f"superseded-{number}"
         aside.mkdir()
         for folder in (self._log, self._snapshots):
             shutil.move(folder, aside / folder.name)
-            self._kept.clear()
             folder.mkdir(mode=0o700)
+        self._kept.clear()
+        self._read.clear()
         log.warning("our branch was superseded; its files are kept in %s", aside)
 
     # History.
@@ -350,11 +389,27 @@ class Download:
         self._snapshot = snapshot
         with saying_disk_full(path), path.open("ab") as file:
             file.truncate(snapshot.size)
+        missing_bytes = snapshot.size - path.stat().st_blocks * 512  # a hole until its pieces come
+        if missing_bytes > shutil.disk_usage(path).free:
+            raise DiskFull(f"{path}: a snapshot of {snapshot.size / 1e9:.1f} GB does not fit on the disk; make room and it goes on")
 
-    def have(self, piece: int) -> bool:
-        with self.path.open("rb") as file:
+    def wanted(self) -> list[int]:
+        """Pieces that are not there yet. Reads the whole file: call it off the event loop."""
+        return [piece for piece in range(len(self._snapshot.pieces)) if self._read(self.path, piece) is None]
+
+    def adopt(self, other: Path) -> None:
+        """Take the pieces that are the same in another download: fragments that have not moved since."""
+        for piece in range(len(self._snapshot.pieces)):
+            data = self._read(other, piece)
+            if data is not None:
+                self.keep(piece, data)
+
+    def _read(self, path: Path, piece: int) -> bytes | None:
+        """A piece if it is the one of our manifest."""
+        with path.open("rb") as file:
             file.seek(piece * limits.PIECE_BYTES)
-            return digest(file.read(limits.PIECE_BYTES)) == self._snapshot.pieces[piece]
+            data = file.read(limits.PIECE_BYTES)
+        return data if digest(data) == self._snapshot.pieces[piece] else None
 
     def keep(self, piece: int, data: bytes) -> None:
         with saying_disk_full(self.path), self.path.open("r+b") as file:

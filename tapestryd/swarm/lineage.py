@@ -1,21 +1,23 @@
-"""Serve and fetch what makes a lineage: run rules, tokenizer, snapshots, log entries.
+"""Fetch what makes a lineage: run rules, tokenizer, snapshots, log entries. Serving is in donor.py.
 
-All of it is immutable and named by digest, so any peer may serve it, donors never pause, and a download goes on
-from whoever is still there. Formats and checks are in protocols/lineage.py.
+All of it is immutable and named by digest, so a download goes on from whoever is still there. What comes is verified
+before it is returned. Formats and checks are in protocols/lineage.py.
 """
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
 
 from protocols import limits
 from protocols.canonical import Json, Verify, digest, take
 from protocols.lineage import Entry, Snapshot, Tip
-from protocols.refusal import Reason, Refused
+from protocols.refusal import Declined, Reason, Refused
 from protocols.rules import RunRules
+from tapestryd.swarm.draw import Draw, Flight
 from tapestryd.swarm.node import Node
-from tapestryd.swarm.streams import Gone, Stream
+from tapestryd.swarm.streams import Gone
 
 log = logging.getLogger(__name__)
 
@@ -23,75 +25,21 @@ _PROOF_BYTES = limits.FRAME_BYTES + 12
 """The longest head of an entry."""
 _PROVEN = 16
 
+_MANIFESTS = 16
+"""Donors asked for their manifests."""
+
+_PIECES_AHEAD = 8
+_ENTRIES_AHEAD = 4
+"""Pieces and entries that wait in memory to be written or applied; of entries also those under way, which keep their order."""
+
 T = TypeVar("T")
 
 Whole = tuple[Entry, list[bytes]]
 """A log entry and its parts, all verified."""
 
 
-class Shelf(Protocol):
-    """The files that this node can serve; implemented by the store."""
-
-    def rules(self) -> bytes: ...
-    def tokenizer(self) -> bytes: ...
-    def snapshots(self) -> list[Snapshot]: ...
-    def read_snapshot(self, base: str, piece: int) -> bytes | None: ...
-    def entry_size(self, height: int) -> int | None: ...
-    def read_entry(self, height: int, offset: int, size: int) -> bytes: ...
-
-
-class Donor:
-    """Answers the four questions of a joiner. Never blocks on anything but its own disk."""
-
-    def __init__(self, node: Node, shelf: Shelf) -> None:
-        self._node = node
-        self._shelf = shelf
-
-    async def serve(self) -> None:
-        for verb, handler in (("rules", self._rules), ("tokenizer", self._tokenizer), ("snapshots", self._snapshots)):
-            await self._node.serve(verb, handler)
-        await self._node.serve("piece", self._piece)
-        await self._node.serve("entry", self._entry)
-
-    async def _rules(self, stream: Stream) -> None:
-        await stream.receive(0)
-        await stream.send({}, self._shelf.rules())
-
-    async def _tokenizer(self, stream: Stream) -> None:
-        await stream.receive(0)
-        await stream.send({}, await asyncio.to_thread(self._shelf.tokenizer))
-
-    async def _snapshots(self, stream: Stream) -> None:
-        """The manifest of the snapshot asked for by base digest; without one, of the newest."""
-        head, _ = await stream.receive(0)
-        take(head, {"base": str})
-        found = [snapshot for snapshot in self._shelf.snapshots() if head["base"] in ("", snapshot.tip.base)]
-        if not found:
-            raise Refused(Reason.STALE, "we do not keep that snapshot")
-        await stream.send({}, max(found, key=lambda snapshot: snapshot.tip.height).to_bytes())
-
-    async def _piece(self, stream: Stream) -> None:
-        head, _ = await stream.receive(0)
-        take(head, {"base": str, "piece": int})
-        piece = await asyncio.to_thread(self._shelf.read_snapshot, head["base"], head["piece"])
-        if piece is None:
-            raise Refused(Reason.STALE, "we do not keep that piece")
-        await stream.send({}, piece)
-
-    async def _entry(self, stream: Stream) -> None:
-        head, _ = await stream.receive(0)
-        take(head, {"height": int, "offset": int, "bytes": int})
-        size = self._shelf.entry_size(head["height"])
-        if size is None or not 0 <= head["offset"] < size:
-            raise Refused(Reason.STALE, f"we do not keep entry {head['height']}")
-        if not 0 < head["bytes"] <= limits.PIECE_BYTES:
-            raise Refused(Reason.OUT_OF_RANGE, f"{head['bytes']} bytes of an entry")
-        data = await asyncio.to_thread(self._shelf.read_entry, head["height"], head["offset"], head["bytes"])
-        await stream.send({"size": size}, data)
-
-
 class Fetcher:
-    """Asks donors, one after the other, until one has it. What comes is verified before it is returned."""
+    """Small things from one donor after the other until one has it; pieces and entries from all side by side."""
 
     def __init__(self, node: Node, run: str, verify: Verify) -> None:
         self._node = node
@@ -133,56 +81,74 @@ class Fetcher:
 
         return await self._any(donors, "tokenizer", ask)
 
-    async def snapshot(self, donors: Sequence[str], elements: int, fragments: int, genesis: str) -> tuple[Snapshot, Whole | None]:
-        """A manifest whose base is genesis, or what a certified log entry leads to; and that entry."""
+    async def manifests(self, donors: Sequence[str], base: str, elements: int, fragments: int) -> dict[str, Snapshot]:
+        """What each donor says of its snapshot of `base` (""; its newest), of those that say something sensible."""
 
-        async def ask(donor: str) -> tuple[Snapshot, Whole | None]:
-            _, body = await self._node.ask(donor, "snapshots", {"base": ""}, body_bytes=limits.MANIFEST_BYTES)
-            found = Snapshot.parse(bytes(body), run=self._run, elements=elements, fragments=fragments)
-            if found.tip.height == 0:
-                if found.tip != Tip(0, 0, genesis):
-                    raise Refused(Reason.BAD_DIGEST, "not the genesis of the rules")
-                return found, None
-            proof = await self._entry(donor, found.tip.height)
-            if proof[0].tip != found.tip:
-                raise Refused(Reason.NO_QUORUM, "no certificate leads to this snapshot")
-            return found, proof
+        async def ask(donor: str) -> tuple[str, Snapshot] | None:
+            try:
+                _, body = await self._node.ask(donor, "snapshots", {"base": base}, body_bytes=limits.MANIFEST_BYTES)
+                found = Snapshot.parse(bytes(body), run=self._run, elements=elements, fragments=fragments)
+                if base and found.tip.base != base:
+                    raise Refused(Reason.OTHER_BASE, "the manifest of another base")
+                return donor, found
+            except Gone as gone:
+                log.info("snapshots: %s", gone)
+            except Refused as refused:
+                self._node.refused(refused, "snapshots", donor)
+            return None
 
-        return await self._any(donors, "snapshot", ask)
+        return dict(filter(None, await asyncio.gather(*map(ask, donors[:_MANIFESTS]))))
 
-    async def pieces(
-        self, donors: Sequence[str], snapshot: Snapshot, have: Callable[[int], bool], keep: Callable[[int, bytes], None]
-    ) -> None:
-        """Every piece that `have` lacks, from all donors side by side; each is checked, then handed to `keep`. A donor
-        that fails is left out; Gone when none is left."""
-        pieces = range(len(snapshot.pieces) - 1, -1, -1)
-        wanted = await asyncio.to_thread(lambda: [piece for piece in pieces if not have(piece)])
+    async def certificate(self, donors: Sequence[str], tip: Tip) -> Whole | None:
+        """The whole entry that led to `tip`, from donors that keep a snapshot of it; None for genesis."""
+        if tip == Tip(0, 0, self.genesis):
+            return None
+        async with self.entries(donors, tip.height, tip) as coming:
+            async for _, _, whole in coming:
+                return whole
+        raise Gone("not the genesis of the rules")
 
-        async def draw(donor: str) -> bool:
-            while wanted:
-                piece = wanted.pop()
-                try:
-                    head = {"base": snapshot.tip.base, "piece": piece}
-                    _, body = await self._node.ask(donor, "piece", head, body_bytes=limits.PIECE_BYTES)
-                    if digest(bytes(body)) != snapshot.pieces[piece]:
-                        raise Refused(Reason.BAD_DIGEST, f"piece {piece}")
-                    await asyncio.to_thread(keep, piece, bytes(body))
-                except Gone as gone:
-                    wanted.append(piece)
-                    log.info("snapshot: %s", gone)
-                    return False
-                except Refused as refused:
-                    wanted.append(piece)
-                    self._node.refused(refused, "piece", donor)
-                    return False
-            return True
+    def pieces(self, donors: Sequence[str], snapshot: Snapshot, wanted: Sequence[int]) -> Draw[bytes]:
+        """Those pieces of a snapshot, as they come, from all donors side by side, each checked. The donors must all have said
+        this very manifest: only then is a piece that differs from it its donor's fault."""
 
-        able = list(donors)
-        while wanted and able:  # again, for what a donor gave back after the others had found nothing more to draw
-            drawn = await asyncio.gather(*map(draw, able))
-            able = [donor for donor, good in zip(able, drawn, strict=True) if good]
-        if wanted:
-            raise Gone(f"{len(wanted)} pieces of snapshot {snapshot.tip.base[:12]} are not to be had")
+        async def ask(flight: Flight[bytes]) -> bytes:
+            head = {"base": snapshot.tip.base, "piece": flight.item}
+            with self._faults("piece", flight.donor):
+                _, body = await self._node.ask(flight.donor, "piece", head, body_bytes=limits.PIECE_BYTES, moved=flight.has)
+                piece = bytes(body)
+                if await asyncio.to_thread(digest, piece) != snapshot.pieces[flight.item]:
+                    raise Refused(Reason.BAD_DIGEST, f"piece {flight.item}")
+                return piece
+
+        return Draw(wanted, donors, ask, ahead=_PIECES_AHEAD, in_order=False)
+
+    def entries(self, donors: Sequence[str], first: int, target: Tip) -> Draw[Whole]:
+        """The certified entries that led to heights `first` to that of `target`, in order, fetched ahead from all donors."""
+        shown = self._proven.get(target)
+
+        async def ask(flight: Flight[Whole]) -> Whole:
+            if shown and flight.item == target.height:
+                return shown
+            with self._faults("entry", flight.donor):
+                whole = await self._entry(flight)
+                if flight.item == target.height and whole[0].tip != target:
+                    raise Refused(Reason.NO_QUORUM, f"its entry {flight.item} is no certificate of what it announced")
+                return whole
+
+        return Draw(range(max(1, first), target.height + 1), donors, ask, ahead=_ENTRIES_AHEAD, in_order=True)
+
+    @contextmanager
+    def _faults(self, what: str, donor: str) -> Iterator[None]:
+        """What is refused is counted, and this donor cannot give it."""
+        try:
+            yield
+        except Refused as refused:
+            self._node.refused(refused, what, donor)
+            raise Gone(f"{what} by {donor[-6:]}: {refused}") from None
+
+    def refused(self, refused: Refused, what: str, donor: str) -> None:
+        self._node.refused(refused, what, donor)
 
     def proven(self, tip: Tip) -> bool:
         return tip in self._proven
@@ -199,8 +165,8 @@ class Fetcher:
         else:
             try:
                 _, body = await self._ask_entry(donor, tip.height, 0, _PROOF_BYTES)
-            except Refused as refused:
-                if refused.reason is Reason.STALE:
+            except Declined as declined:
+                if declined.reason is Reason.STALE:
                     raise Refused(Reason.NO_QUORUM, f"announces height {tip.height} and does not keep its entry") from None
                 raise
             entry, start = Entry.parse(bytes(body), self._run, self._verify)
@@ -212,26 +178,13 @@ class Fetcher:
         if len(self._proven) > _PROVEN:
             del self._proven[next(iter(self._proven))]
 
-    async def entry(self, donors: Sequence[str], height: int) -> Whole:
-        """The certified entry that led to `height`."""
-
-        async def ask(donor: str) -> Whole:
-            return await self._entry(donor, height)
-
-        shown = self._shown(height)
-        return shown if shown is not None else await self._any(donors, "entry", ask)
-
-    def _shown(self, height: int) -> Whole | None:
-        """The entry of that height, if a proof brought it along and all that was shown us at that height is one tip."""
-        found = [whole for tip, whole in self._proven.items() if tip.height == height]
-        return found[0] if len(found) == 1 else None
-
-    async def _entry(self, donor: str, height: int) -> Whole:
+    async def _entry(self, flight: Flight[Whole]) -> Whole:
+        donor, height = flight.donor, flight.item
         data = bytearray()
         entry: Entry | None = None
         size = 1
         while len(data) < size:
-            head, body = await self._ask_entry(donor, height, len(data), limits.PIECE_BYTES)
+            head, body = await self._ask_entry(donor, height, len(data), limits.PIECE_BYTES, flight.has)
             data += body
             if entry is None:
                 entry, start = Entry.parse(bytes(data), self._run, self._verify)
@@ -245,7 +198,11 @@ class Fetcher:
             raise Refused(Reason.OTHER_ROUND, f"an entry of height {entry.vote.height} for {height}")
         return await asyncio.to_thread(Entry.split, bytes(data), self._run, self._verify)
 
-    async def _ask_entry(self, donor: str, height: int, offset: int, size: int) -> tuple[Json, bytearray]:
-        head, body = await self._node.ask(donor, "entry", {"height": height, "offset": offset, "bytes": size}, body_bytes=size)
+    async def _ask_entry(
+        self, donor: str, height: int, offset: int, size: int, has: Callable[[int], None] | None = None
+    ) -> tuple[Json, bytearray]:
+        asked: Json = {"height": height, "offset": offset, "bytes": size}
+        moved = (lambda came: has(offset + came)) if has else None
+        head, body = await self._node.ask(donor, "entry", asked, body_bytes=size, moved=moved)
         take(head, {"size": int})
         return head, body

@@ -27,7 +27,7 @@ from protocols.canonical import Json, Signed, Verify, loads
 from protocols.records import is_address
 from protocols.refusal import Declined, Reason, Refused
 from tapestryd.swarm.libp2p import Libp2p
-from tapestryd.swarm.streams import Body, Gone, Meter, Stalled, Stream
+from tapestryd.swarm.streams import Body, Busy, Gone, Meter, Stalled, Stream
 
 log = logging.getLogger(__name__)
 
@@ -201,12 +201,15 @@ class Node:
         )
         return found
 
-    async def ask(self, peer: str, verb: str, head: Json, body: Body = b"", *, body_bytes: int = 0) -> tuple[Json, bytearray]:
-        """One question, one answer of at most `body_bytes`. Raises Gone, or Declined with the peer's reason."""
+    async def ask(
+        self, peer: str, verb: str, head: Json, body: Body = b"", *, body_bytes: int = 0, moved: Callable[[int], None] | None = None
+    ) -> tuple[Json, bytearray]:
+        """One question, one answer of at most `body_bytes`; `moved` as in Stream.receive. Raises Gone, Busy, or Declined with
+        the peer's reason."""
         stream = await self.open(peer, verb)
         try:
             await stream.send(head, body)
-            return await stream.answer(body_bytes)
+            return await stream.answer(body_bytes, moved=moved)
         finally:
             stream.close()
 
@@ -232,6 +235,9 @@ class Node:
                     await stream.refuse(refused)
             except Stalled as stalled:
                 self.refused(Refused(Reason.STALLED, str(stalled)), verb, peer)
+            except Busy as busy:
+                with suppress(Gone):
+                    await stream.busy(busy.retry_s)
             except Gone as gone:
                 log.debug("%s", gone)
             except Exception:

@@ -3,14 +3,14 @@
     u32 head length | u64 body length | head | body          (little-endian)
 
 libp2p's handshake says who the other is. Lengths are bounded before anything is allocated; a transfer is given up
-when no byte has moved for IO_S, however long it takes in all.
+when less than IO_BYTES of it have moved in IO_S, however long it takes in all.
 """
 
 import asyncio
 import struct
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from protocols import limits
@@ -19,6 +19,8 @@ from protocols.refusal import Declined, Reason, Refused
 
 _LENGTHS = struct.Struct("<IQ")
 _CHUNK = 1 << 18
+_PACED = 1 << 14
+"""So small that a paced transfer which shares a low limit with many others still moves IO_BYTES in IO_S."""
 
 _LARGE_BYTES = 1 << 16
 _RATE = 1 << 20
@@ -32,7 +34,15 @@ class Gone(Exception):
 
 
 class Stalled(Gone):
-    """The stream is there, and nothing moved on it for as long as we wait."""
+    """The stream is there, and nothing moved on it for as long as we wait, or too little."""
+
+
+class Busy(Gone):
+    """The other peer serves others first; `retry_s`: ask again after that."""
+
+    def __init__(self, peer: str, retry_s: float) -> None:
+        super().__init__(f"{peer[-6:]} serves others first")
+        self.retry_s = retry_s
 
 
 class Meter:
@@ -84,24 +94,42 @@ class Stream:
         self._writer = writer
         self._meter = meter
 
-    async def send(self, head: Json, body: Body = b"") -> None:
+    async def send(self, head: Json, body: Body = b"", pace: Callable[[int], Awaitable[None]] | None = None) -> None:
+        """`pace(size)` returns when so many more bytes of the body may go."""
         raw = dumps(head)
         view = memoryview(body)
         try:
             self._writer.write(_LENGTHS.pack(len(raw), len(view)) + raw)
-            await asyncio.wait_for(self._writer.drain(), limits.IO_S)
-            with self._meter.moving(len(view)):
-                for start in range(0, len(view), _CHUNK):
-                    self._writer.write(view[start : start + _CHUNK])
-                    await asyncio.wait_for(self._writer.drain(), limits.IO_S)
+            await self._drain()
+            chunk = _PACED if pace else _CHUNK
+            with nullcontext() if pace else self._meter.moving(len(view)):  # what is held back says nothing of our link
+                for start in range(0, len(view), chunk):
+                    if pace:
+                        await pace(min(chunk, len(view) - start))
+                    self._writer.write(view[start : start + chunk])
+                    await self._drain()
         except TimeoutError:
             raise Stalled(f"{self.verb} to {self.peer[-6:]}: no progress") from None
         except (OSError, RuntimeError) as error:
             raise Gone(f"{self.verb} to {self.peer[-6:]}: {error}") from None
         self._meter.sent[self.verb] = self._meter.sent.get(self.verb, 0) + _LENGTHS.size + len(raw) + len(view)
 
-    async def receive(self, body_bytes: int, timeout: float = limits.IO_S) -> tuple[Json, bytearray]:
-        """The next message, its body at most `body_bytes`. `timeout`: until its first byte, in seconds."""
+    async def _drain(self) -> None:
+        """Until there is room for more. Raises TimeoutError when what waits to go moves too slowly."""
+        while True:
+            waiting = self._writer.transport.get_write_buffer_size()
+            try:
+                async with asyncio.timeout(limits.IO_S):
+                    return await self._writer.drain()
+            except TimeoutError:
+                if self._writer.transport.get_write_buffer_size() > waiting - limits.IO_BYTES:
+                    raise
+
+    async def receive(
+        self, body_bytes: int, timeout: float = limits.IO_S, moved: Callable[[int], None] | None = None
+    ) -> tuple[Json, bytearray]:
+        """The next message, its body at most `body_bytes`. `timeout`: until its first byte, in seconds. `moved(bytes)` is told
+        how much of the body there is, as it comes."""
         try:
             lengths = await asyncio.wait_for(self._reader.readexactly(_LENGTHS.size), timeout)
             head_size, size = _LENGTHS.unpack(lengths)
@@ -109,14 +137,19 @@ class Stream:
                 raise Refused(Reason.TOO_LARGE, f"{self.verb}: head of {head_size}, body of {size} bytes; at most {body_bytes}")
             head = await asyncio.wait_for(self._reader.readexactly(head_size), limits.IO_S)
             body = bytearray(size)
-            at = 0
+            at = enough = 0
             with self._meter.moving(size):
                 while at < size:
-                    chunk = await asyncio.wait_for(self._reader.read(min(_CHUNK, size - at)), limits.IO_S)
+                    if at >= enough:
+                        enough, by = min(size, at + limits.IO_BYTES), asyncio.get_running_loop().time() + limits.IO_S
+                    async with asyncio.timeout_at(by):
+                        chunk = await self._reader.read(min(_CHUNK, size - at))
                     if not chunk:
                         raise Gone(f"{self.verb}: {self.peer[-6:]} ended in the middle")
                     body[at : at + len(chunk)] = chunk
                     at += len(chunk)
+                    if moved:
+                        moved(at)
         except TimeoutError:
             raise Stalled(f"{self.verb}: nothing from {self.peer[-6:]} in time") from None
         except (OSError, EOFError) as error:
@@ -124,15 +157,22 @@ class Stream:
         self._meter.received[self.verb] = self._meter.received.get(self.verb, 0) + _LENGTHS.size + head_size + size
         return loads(head, limits.FRAME_BYTES), body
 
-    async def answer(self, body_bytes: int = 0, timeout: float = limits.IO_S) -> tuple[Json, bytearray]:
-        """As `receive`, of an answer: {"refused": reason, "detail": …} is raised as Declined."""
-        head, body = await self.receive(body_bytes, timeout)
+    async def answer(
+        self, body_bytes: int = 0, timeout: float = limits.IO_S, moved: Callable[[int], None] | None = None
+    ) -> tuple[Json, bytearray]:
+        """As `receive`, of an answer: {"refused": reason, "detail": …} is raised as Declined, {"busy_ms": …} as Busy."""
+        head, body = await self.receive(body_bytes, timeout, moved)
+        if type(head.get("busy_ms")) is int:
+            raise Busy(self.peer, min(max(head["busy_ms"] / 1000, 0.1), limits.IO_S))
         if "refused" in head:
             raise Declined(_reason(head["refused"]), f"{self.peer[-6:]} says: {str(head.get('detail', ''))[:200]}")
         return head, body
 
     async def refuse(self, refused: Refused) -> None:
         await self.send({"refused": refused.reason.value, "detail": refused.detail[:200]})
+
+    async def busy(self, retry_s: float) -> None:
+        await self.send({"busy_ms": round(retry_s * 1000)})
 
     def close(self) -> None:
         self._writer.close()

@@ -307,6 +307,25 @@ def test_pruning_keeps_genesis_and_the_newest(tmp_path: Path) -> None:
     assert len(run.snapshots()) == 3
 
 
+def test_a_snapshot_that_is_being_fetched_is_kept_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is slower than we write snapshots would else never have a whole one; but nobody makes us keep them all."""
+    now = [1000.0]
+    monkeypatch.setattr(store_module.time, "monotonic", lambda: now[0])
+    line = Line.begin()
+    run = store_of(line, tmp_path)
+    made = _snapshots(line, run, 8)
+    for read in made[1:5]:
+        assert run.read_snapshot(read.tip.base, 0)
+    run.prune_snapshots(2)
+    assert run.snapshots() == [made[0], made[1], made[2], *made[-2:]]
+    now[0] += 599
+    assert run.read_snapshot(made[2].tip.base, 0)
+    now[0] += 2
+    run.prune_snapshots(2)
+    assert run.snapshots() == [made[0], made[2], *made[-2:]]
+    assert run.read_snapshot(made[1].tip.base, 0) is None
+
+
 @pytest.mark.parametrize("damage", ["manifest", "short", "missing", "another run's"])
 def test_damaged_snapshots_are_set_aside(tmp_path: Path, damage: str) -> None:
     line = Line.begin()
@@ -344,6 +363,8 @@ def test_a_superseded_branch_is_kept_where_its_owner_finds_it(tmp_path: Path) ->
     run.supersede()
     assert (tmp_path / "superseded-1" / "snapshots" / "0000000000.base").exists()
     assert len(made) == 1
+    run.supersede()
+    assert sorted(path.name for path in tmp_path.glob("superseded-*")) == ["superseded-1", "superseded-2"]
 
 
 # Downloads.
@@ -360,18 +381,19 @@ def _wanted() -> Snapshot:
 def test_a_download_goes_on_where_it_was(tmp_path: Path) -> None:
     run, snapshot = RunStore(tmp_path, RUN), _wanted()
     first = run.download(snapshot)
-    assert [first.have(piece) for piece in range(3)] == [False] * 3
+    assert first.wanted() == [0, 1, 2]
     first.keep(1, _PIECES[1])
     again = RunStore(tmp_path, RUN).download(snapshot)
-    assert [again.have(piece) for piece in range(3)] == [False, True, False]
+    assert again.wanted() == [0, 2]
     again.keep(0, b"x" * limits.PIECE_BYTES)  # torn by a power cut, say
-    assert not again.have(0)
+    assert again.wanted() == [0, 2]
     again.keep(0, _PIECES[0])
     again.keep(2, _PIECES[2])
     assert again.path.read_bytes() == _DATA
+    assert again.wanted() == []
     other = Download(tmp_path / "older.part", replace(snapshot, elements=1))
     assert other.path.exists()
-    run.keep_download(snapshot, again)
+    run.keep_download(snapshot)
     assert run.snapshot_file(snapshot).read_bytes() == _DATA
     assert not list(tmp_path.glob("*.part"))  # nor does an abandoned one stay for ever
 
@@ -379,7 +401,26 @@ def test_a_download_goes_on_where_it_was(tmp_path: Path) -> None:
 def test_a_download_that_was_longer_is_cut(tmp_path: Path) -> None:
     snapshot = _wanted()
     (tmp_path / "x.part").write_bytes(_DATA + b"more")
-    assert Download(tmp_path / "x.part", snapshot).have(2)
+    assert Download(tmp_path / "x.part", snapshot).wanted() == []
+
+
+def test_a_newer_snapshot_takes_what_it_has_in_common_with_one_begun(tmp_path: Path) -> None:
+    """And of downloads that were given up only the latest stays."""
+    run, snapshot = RunStore(tmp_path, RUN), _wanted()
+    for number, base in enumerate(["01" * 32, "02" * 32]):
+        begun = run.download(replace(snapshot, tip=Tip(2, 4, base)))
+        begun.keep(number, _PIECES[number])
+        os.utime(begun.path, (number, number))
+    assert run.begun() == ["02" * 32, "01" * 32]
+    newer = replace(snapshot, tip=Tip(8, 9, "03" * 32), pieces=("ff" * 32, *snapshot.pieces[1:]))
+    fetched = run.download(newer)
+    assert fetched.wanted() == [0, 2]
+    assert set(run.begun()) == {"02" * 32, "03" * 32}
+
+
+def test_a_snapshot_that_does_not_fit_is_found_out_at_once(tmp_path: Path) -> None:
+    with pytest.raises(DiskFull, match="does not fit"):
+        RunStore(tmp_path, RUN).download(replace(_wanted(), elements=1 << 40))
 
 
 def test_a_download_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

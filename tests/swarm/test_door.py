@@ -209,7 +209,7 @@ def test_a_banned_peers_presence_is_not_read_and_a_doubtful_ones_tip_is_not_foll
 
             async def seen() -> set[str]:
                 for person, other in zip(PEOPLE[1:3], (evil, good), strict=True):
-                    made = Presence("ab" * 32, person.peer, "x", "training", tip.height, tip.weight, tip.base, (), "0", now_ms())
+                    made = Presence("ab" * 32, person.peer, "x", "training", tip.height, tip.weight, tip.base, (), "0", None, now_ms())
                     await other.publish(made.to_bytes(person.sign))
                 await neighbours.refresh()
                 return {found.peer for found in neighbours.seen()}

@@ -1,7 +1,7 @@
 """Donors and fetchers on real nodes: rules, snapshots from several donors, entries; dying, lying and slow donors."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -10,17 +10,19 @@ from typing import Any
 import pytest
 
 from protocols import limits
-from protocols.canonical import digest
-from protocols.lineage import Snapshot, Tip, base_digest
+from protocols.canonical import digest, dumps
+from protocols.lineage import Entry, Snapshot, Tip, base_digest
 from protocols.refusal import Reason, Refused
 from tapestryd.host.store import RunStore
 from tapestryd.keeper import Keeper
-from tapestryd.swarm.lineage import Donor, Fetcher
+from tapestryd.swarm import draw
+from tapestryd.swarm.donor import Donor
+from tapestryd.swarm.lineage import Fetcher
 from tapestryd.swarm.node import Node
-from tapestryd.swarm.streams import Gone, Stream
+from tapestryd.swarm.streams import _LENGTHS, Busy, Gone, Stream
 from tests.lineages import Line
 from tests.people import RULES, RUN, verify
-from tests.swarm.rooms import go, nodes
+from tests.swarm.rooms import go, nodes, until
 from tests.test_keeper import begin
 
 
@@ -127,74 +129,78 @@ def holding(made: Snapshot, data: bytes) -> Shelf:
     return shelf
 
 
-class Taken:
-    """Where pieces go: what has come, and who waits to hear of it."""
+async def taken(fetch: Fetcher, donors: Sequence[Node], made: Snapshot, wanted: Sequence[int] = range(_PIECES)) -> dict[int, bytes]:
+    """All pieces that are wanted, each once."""
+    found: dict[int, bytes] = {}
+    async with fetch.pieces([donor.peer_id for donor in donors], made, wanted) as coming:
+        async for piece, _, data in coming:
+            assert piece not in found
+            found[piece] = data
+    return found
 
-    def __init__(self, *already: int) -> None:
-        self.pieces: dict[int, bytes] = dict.fromkeys(already, b"")
-        self.loop = asyncio.get_running_loop()
-        self.first = asyncio.Event()
 
-    def have(self, piece: int) -> bool:
-        return piece in self.pieces
+def whole(found: dict[int, bytes]) -> bytes:
+    return b"".join(found[piece] for piece in sorted(found))
 
-    def keep(self, piece: int, data: bytes) -> None:
-        assert piece not in self.pieces
-        self.pieces[piece] = data
-        self.loop.call_soon_threadsafe(self.first.set)
 
-    def whole(self) -> bytes:
-        return b"".join(self.pieces[piece] for piece in sorted(self.pieces))
+async def drip(stream: Stream, data: bytes, *, head: dict[str, Any] | None = None, every_s: float = 0.05, size: int = 1) -> None:
+    """Promise all of `data`, and send it `size` bytes at a time."""
+    await stream.receive(0)
+    raw = dumps(head or {})
+    stream._writer.write(_LENGTHS.pack(len(raw), len(data)) + raw)
+    for start in range(0, len(data), size):
+        stream._writer.write(data[start : start + size])
+        await stream._writer.drain()
+        await asyncio.sleep(every_s)
 
 
 def test_pieces_come_from_two_donors_side_by_side(tmp_path: Path) -> None:
     async def work() -> None:
         made, data = big()
         async with donors(tmp_path, holding(made, data), holding(made, data)) as (here, there):
-            taken = Taken()
             fetch = fetcher(here)
-            assert await fetch.snapshot([there[0].peer_id], _ELEMENTS, 1, made.tip.base) == (made, None)
-            await fetch.pieces([node.peer_id for node in there], made, taken.have, taken.keep)
-            assert taken.whole() == data
+            assert await fetch.manifests([there[0].peer_id], "", _ELEMENTS, 1) == {there[0].peer_id: made}
+            assert whole(await taken(fetch, there, made)) == data
             assert all(node.meter.sent["piece"] for node in there)
 
     go(work)
 
 
-def test_a_download_resumes(tmp_path: Path) -> None:
+def test_only_what_is_wanted_is_fetched(tmp_path: Path) -> None:
     async def work() -> None:
         made, data = big()
-        async with donors(tmp_path, holding(made, data)) as (here, (there,)):
-            taken = Taken(0, 1, 3)
-            await fetcher(here).pieces([there.peer_id], made, taken.have, taken.keep)
-            assert sorted(taken.pieces) == list(range(_PIECES))
-            assert there.meter.sent["piece"] < 2 * limits.PIECE_BYTES
+        async with donors(tmp_path, holding(made, data)) as (here, there):
+            assert sorted(await taken(fetcher(here), there, made, [2, 4])) == [2, 4]
+            assert there[0].meter.sent["piece"] < 2 * limits.PIECE_BYTES
+            assert await taken(fetcher(here), there, made, []) == {}
 
     go(work)
 
 
-def test_a_donor_that_dies_midway_is_made_up_for(tmp_path: Path) -> None:
+def test_a_donor_that_dies_in_the_middle_of_a_piece_is_made_up_for(tmp_path: Path) -> None:
     """The other one has nothing left to draw when the piece comes back: it is asked again all the same."""
 
     async def work() -> None:
         made, data = big()
         async with nodes(tmp_path, 3) as (here, good, bad):
             await Donor(good, holding(made, data)).serve()
-            taken = Taken()
-            asked = asyncio.Event()
+            finish = asyncio.Event()
 
             async def dies(stream: Stream) -> None:
                 await stream.receive(0)
-                asked.set()
-                while len(taken.pieces) < _PIECES - 1:  # all but the one that we hold up
-                    taken.first.clear()
-                    await taken.first.wait()
+                stream._writer.write(_LENGTHS.pack(2, limits.PIECE_BYTES) + b"{}" + data[: limits.PIECE_BYTES // 2])
+                await finish.wait()
                 stream._writer.transport.abort()
 
             await bad.serve("piece", dies)
-            await fetcher(here).pieces([bad.peer_id, good.peer_id], made, taken.have, taken.keep)
-            assert asked.is_set()
-            assert taken.whole() == data
+            found = {}
+            async with fetcher(here).pieces([bad.peer_id, good.peer_id], made, range(_PIECES)) as coming:
+                async for piece, donor, got in coming:
+                    assert donor == good.peer_id
+                    found[piece] = got
+                    if len(found) == _PIECES - 1:
+                        finish.set()
+            assert whole(found) == data
 
     go(work)
 
@@ -203,18 +209,21 @@ def test_a_donor_whose_process_is_killed_midway(tmp_path: Path) -> None:
     async def work() -> None:
         made, data = big()
         async with donors(tmp_path, holding(made, data), holding(made, data)) as (here, (one, two)):
-            taken = Taken()
-            job = asyncio.create_task(fetcher(here).pieces([one.peer_id, two.peer_id], made, taken.have, taken.keep))
-            await asyncio.wait_for(taken.first.wait(), 10)
-            two._libp2p.process.kill()
-            await job
-            assert taken.whole() == data
+            found = {}
+            async with fetcher(here).pieces([one.peer_id, two.peer_id], made, range(_PIECES)) as coming:
+                async for piece, _, got in coming:
+                    if not found:
+                        two._libp2p.process.kill()
+                    found[piece] = got
+            assert whole(found) == data
 
     go(work)
 
 
 @pytest.mark.parametrize("lie", ["wrong", "short", "long", "refused"])
 def test_a_wrong_piece_is_refused_and_the_other_donor_used(tmp_path: Path, lie: str) -> None:
+    """The liar is asked once, and no more. Not to keep a piece (any more) is no fault."""
+
     async def work() -> None:
         made, data = big()
         false = {"wrong": b"\xff" * len(data), "short": data[:10], "long": data, "refused": data}[lie]
@@ -224,48 +233,114 @@ def test_a_wrong_piece_is_refused_and_the_other_donor_used(tmp_path: Path, lie: 
             liar.read_snapshot = lambda base, piece: (read(base, piece) or b"") + b"x" * limits.PIECE_BYTES  # type: ignore[method-assign]
         if lie == "refused":
             liar.read_snapshot = lambda base, piece: None  # type: ignore[method-assign]
-        async with donors(tmp_path, liar, holding(made, data)) as (here, (bad, good)):
-            taken = Taken()
-            await fetcher(here).pieces([bad.peer_id, good.peer_id], made, taken.have, taken.keep)
-            assert taken.whole() == data
-            assert sum((here.refusals + here.declined).values()) == 1  # it was asked once, and no more
+        async with donors(tmp_path, liar, holding(made, data)) as (here, there):
+            assert whole(await taken(fetcher(here), there, made)) == data
+            assert sum((here.declined if lie == "refused" else here.refusals).values()) == 1
             with pytest.raises(Gone):
-                await fetcher(here).pieces([bad.peer_id], made, Taken().have, Taken().keep)
+                await taken(fetcher(here), there[:1], made)
 
     go(work)
 
 
-def test_a_single_piece_whose_first_donor_lies(tmp_path: Path) -> None:
+# Slow donors.
+
+
+def test_who_drips_is_given_up_however_alone_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte now and then is no progress: 10 s of it, here 0.5 s, and whoever fetches does something else."""
+    monkeypatch.setattr(limits, "IO_S", 0.5)
+
     async def work() -> None:
-        line = grown(1)
-        good = Shelf().put(line)
-        made, data = line.snapshot()
-        async with donors(tmp_path, holding(made, b"x" * len(data)), good) as (here, there):
-            taken = Taken()
-            await fetcher(here, line.rules.run_id).pieces([node.peer_id for node in there], made, taken.have, taken.keep)
-            assert taken.whole() == data
+        made, data = big()
+        async with nodes(tmp_path, 2) as (here, bad):
+            await bad.serve("piece", lambda stream: drip(stream, data[: limits.PIECE_BYTES]))
+            with pytest.raises(Gone):
+                await taken(fetcher(here), [bad], made)
+            assert not here.refusals  # slowness is nobody's fault
 
     go(work)
 
 
-def test_a_manifest_needs_a_certificate_or_to_be_genesis(tmp_path: Path) -> None:
+def test_who_drips_beside_a_good_donor_holds_up_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It moves enough not to be given up; what it holds is asked of the other as well, and the first answer wins."""
+    monkeypatch.setattr(draw, "SLOW_S", 0.5)
+    monkeypatch.setattr(draw, "_LOOK_S", 0.1)
+
+    async def work() -> None:
+        made, data = big()
+        async with nodes(tmp_path, 3) as (here, bad, good):
+            dripped = asyncio.Event()
+
+            async def drips(stream: Stream) -> None:
+                dripped.set()
+                await drip(stream, data[: limits.PIECE_BYTES], every_s=0.1, size=2000)
+
+            await bad.serve("piece", drips)
+            await Donor(good, holding(made, data)).serve()
+            assert whole(await taken(fetcher(here), [bad, good], made)) == data
+            assert dripped.is_set()
+            assert good.meter.sent["piece"] < len(data) + 1000  # each piece once
+
+    go(work, timeout_s=30)  # the drip alone would take 200 s
+
+
+def test_a_lone_slow_donor_is_used_for_as_long_as_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several times IO_S, at less than what makes another donor be asked: there is no other."""
+    monkeypatch.setattr(limits, "IO_S", 0.5)
+    monkeypatch.setattr(draw, "SLOW_S", 0.2)
+    monkeypatch.setattr(draw, "SLOW_BYTES_PER_S", limits.MIB)
+
+    async def work() -> None:
+        made, data = big()
+        last = data[(_PIECES - 1) * limits.PIECE_BYTES :]
+        middle = data[: limits.PIECE_BYTES]
+        async with nodes(tmp_path, 2) as (here, slow):
+            await slow.serve("piece", lambda stream: drip(stream, middle, size=65536))
+            began = asyncio.get_running_loop().time()
+            assert await taken(fetcher(here), [slow], made, [0]) == {0: middle}
+            assert asyncio.get_running_loop().time() - began > 4 * limits.IO_S
+            assert len(last) < limits.PIECE_BYTES
+
+    go(work)
+
+
+def test_busy_donors_are_asked_again(tmp_path: Path) -> None:
+    async def work() -> None:
+        made, data = big()
+        async with nodes(tmp_path, 2) as (here, there):
+            donor = Donor(there, holding(made, data))
+            told = [0]
+
+            async def busy(stream: Stream) -> None:
+                told[0] += 1
+                if told[0] % 2:
+                    await stream.receive(0)
+                    raise Busy(stream.peer, 0.1)
+                await donor._piece(stream)
+
+            await there.serve("piece", busy)
+            assert whole(await taken(fetcher(here), [there], made)) == data
+            assert told[0] == 2 * _PIECES
+            with pytest.raises(Gone):  # in another exchange it is as if nobody had answered
+                await here.ask(there.peer_id, "piece", {})
+
+    go(work)
+
+
+def test_a_snapshot_needs_a_certificate_or_to_be_genesis(tmp_path: Path) -> None:
     async def work() -> None:
         line = grown(2)
-        good = Shelf().put(line)
-        made, data = line.snapshot()
-        uncertified, forged, other = holding(made, data), Shelf().put(line), Shelf()
-        forged.kept = [replace(made, tip=replace(made.tip, weight=10**9))]
-        async with donors(tmp_path, uncertified, forged, other, good) as (here, there):
+        good, keeps_none = Shelf().put(line), holding(*line.snapshot())
+        made, _ = line.snapshot()
+        async with donors(tmp_path, keeps_none, good) as (here, there):
             fetch = fetcher(here, line.rules.run_id)
+            fetch.genesis = line.rules.model.genesis
             ids = [node.peer_id for node in there]
-            found, proof = await fetch.snapshot(ids, made.elements, 2, line.rules.model.genesis)
-            assert found == made
-            assert proof == line.entries[1]
-            assert (dict(here.refusals), dict(here.declined)) == ({"no_quorum": 1}, {"stale": 2})
-            young = Line.begin()
-            good.kept = [young.snapshot()[0]]
-            with pytest.raises(Gone, match="not the genesis"):
-                await fetch.snapshot(ids[-1:], made.elements, 2, "00" * 32)
+            assert await fetch.certificate(ids, made.tip) == line.entries[1]
+            for false in (replace(made.tip, weight=10**9), Tip(0, 0, "00" * 32)):
+                with pytest.raises(Gone):
+                    await fetch.certificate(ids, false)
+            assert dict(here.refusals) == {"no_quorum": 1}
+            assert await fetch.certificate(ids, Tip(0, 0, fetch.genesis)) is None
 
     go(work)
 
@@ -281,7 +356,7 @@ def test_entries_come_whole_and_verified_or_from_another(tmp_path: Path) -> None
         entry, parts = line.entries[0]
         whole = entry.head() + b"".join(parts)
         run = line.rules.run_id
-        cases: list[tuple[Any, Reason | None]] = [
+        cases: list[tuple[Any, Reason]] = [
             (whole[:-1] + bytes([whole[-1] ^ 1]), Reason.BAD_DIGEST),
             (whole[:-5], Reason.MALFORMED),
             (whole + b"more", Reason.MALFORMED),
@@ -305,12 +380,60 @@ def test_entries_come_whole_and_verified_or_from_another(tmp_path: Path) -> None
                     bad.shelf = shelf  # type: ignore[attr-defined]
                     await Donor(bad, _Through(bad)).serve()
                 bad.shelf = shelf  # type: ignore[attr-defined]
-                assert await fetcher(here, run).entry([bad.peer_id, best.peer_id], 1) == (entry, parts)
-                assert dict(here.refusals + here.declined) == {reason.value: 1}, reason  # type: ignore[union-attr]
+                assert await entries(fetcher(here, run), [bad, best], 1, line.entries[0][0].tip) == line.entries[:1]
+                assert dict(here.refusals + here.declined) == {reason.value: 1}
             fetch = fetcher(here, run)
             fetch.entry_bytes = len(whole) - 1
             with pytest.raises(Gone, match="too_large"):
-                await fetch.entry([best.peer_id], 1)
+                await entries(fetch, [best], 1, line.entries[0][0].tip)
+
+    go(work)
+
+
+async def entries(fetch: Fetcher, donors: Sequence[Node], first: int, target: Tip) -> list[tuple[Entry, list[bytes]]]:
+    async with fetch.entries([donor.peer_id for donor in donors], first, target) as coming:
+        return [found async for _, _, found in coming]
+
+
+def test_entries_come_in_order_from_several_donors(tmp_path: Path) -> None:
+    """One holds what the other lacks, one is dead, one lies; one has not all."""
+
+    async def work() -> None:
+        line = grown(12)
+        good, short, liar = Shelf().put(line), Shelf().put(line), Shelf().put(line)
+        del short.entries[5]
+        liar.entries = dict.fromkeys(liar.entries, b"garbage" * 10)
+        async with donors(tmp_path, good, short, liar, Shelf()) as (here, there):
+            there[3]._libp2p.process.kill()
+            assert line.base.tip is not None
+            fetch = fetcher(here, line.rules.run_id)
+            assert await entries(fetch, there[::-1], 1, line.base.tip) == line.entries
+            assert dict(here.refusals) == {"malformed": 1}
+            with pytest.raises(Gone):
+                await entries(fetch, there[1:], 1, line.base.tip)
+
+    go(work)
+
+
+def test_entries_are_fetched_ahead_and_no_further(tmp_path: Path) -> None:
+    async def work() -> None:
+        line = grown(12)
+        shelf = Shelf().put(line)
+        read: list[int] = []
+        whole = shelf.read_entry
+        shelf.read_entry = lambda height, offset, size: (read.append(height), whole(height, offset, size))[1]  # type: ignore[method-assign]
+        async with donors(tmp_path, shelf) as (here, (there,)):
+            async with fetcher(here, line.rules.run_id).entries([there.peer_id], 1, line.entries[-1][0].tip) as coming:
+                async for height, _, _ in coming:
+                    if height == 3:
+
+                        async def ahead() -> bool:
+                            return max(read) == 7
+
+                        await until(ahead)
+                        await asyncio.sleep(0.2)
+                        assert max(read) == 7  # 4 to 7 wait here
+            assert read == list(range(1, 13))
 
     go(work)
 
@@ -332,9 +455,11 @@ class _Through(Shelf):
 def test_questions_that_make_no_sense_are_refused_by_a_real_store(tmp_path: Path) -> None:
     questions: list[tuple[str, dict[str, Any]]] = [
         ("piece", {"base": "x", "piece": 1 << 50}), ("piece", {"base": "../../etc/passwd", "piece": 0}), ("piece", {"base": 1, "piece": 0}),
-        ("piece", {"base": "", "piece": -1}), ("entry", {"height": -1, "offset": 0}), ("entry", {"height": 1, "offset": -1}),
-        ("entry", {"height": 1, "offset": 1 << 50}), ("entry", {"height": True, "offset": 0}), ("entry", {}), ("entry", {"x": []}),
-        ("snapshots", {"base": "00"}), ("snapshots", {}),
+        ("piece", {"base": "", "piece": -1}), ("entry", {}), ("entry", {"x": []}), ("snapshots", {"base": "00"}), ("snapshots", {}),
+        *(
+            ("entry", {"height": height, "offset": offset, "bytes": size})
+            for height, offset, size in [(-1, 0, 9), (1, -1, 9), (1, 1 << 50, 9), (True, 0, 9), (1, 0, 0), (1, 0, 1 << 40)]
+        ),
     ]  # fmt: skip
 
     async def work() -> None:
@@ -366,6 +491,7 @@ def test_a_joiner_catches_up_from_real_donors(tmp_path: Path) -> None:
             for number, node in enumerate((second, third)):
                 fetch = fetcher(node, line.rules.run_id)
                 made = await fetch.rules([shown.peer_id])
+                fetch.genesis = made.model.genesis
                 own = RunStore(tmp_path / f"joiner{number}", made.run_id)
                 own.keep_rules(made, b"")
                 kept = Keeper(made, made.layout(), own, fetch, verify, 100, 3, lambda *_: None, lambda: None)

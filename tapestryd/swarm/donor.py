@@ -1,0 +1,177 @@
+"""Serve what makes a lineage: run rules, tokenizer, snapshots, log entries.
+
+All of it is immutable and named by digest, so any peer may serve it and nobody is locked while it does. Those who catch up
+take turns, and share what our own rounds and the operator's limit leave them. Formats are in protocols/lineage.py.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Protocol
+
+from protocols import limits
+from protocols.canonical import take
+from protocols.lineage import Snapshot
+from protocols.refusal import Reason, Refused
+from tapestryd.swarm.node import Node
+from tapestryd.swarm.streams import Busy, Stream
+
+PIECES_AT_ONCE = 4
+ENTRIES_AT_ONCE = 8
+"""Transfers at once. More: each is slower, and a piece that is given up has cost more. Fewer: a slow one leaves the link idle."""
+
+YIELD_BYTES_PER_S = 64 * limits.KIB
+"""What all snapshots together may take while our own round is averaged: enough that no transfer is given up for it."""
+
+_WAIT_S = 5.0
+_RETRY_S = 1.0
+"""Who has waited this long for a turn is told to ask again, and when; it keeps its place by when it was last served."""
+
+_TURN_S = 30.0
+"""A transfer that takes longer goes on, but no longer keeps others from their turn: a slow reader takes little of the link."""
+
+_OPEN = 32
+"""Transfers of one kind altogether, slow ones included; each holds a piece in memory."""
+
+_REMEMBERED = 1024
+
+
+class Shelf(Protocol):
+    """The files that this node can serve; implemented by the store."""
+
+    def rules(self) -> bytes: ...
+    def tokenizer(self) -> bytes: ...
+    def snapshots(self) -> list[Snapshot]: ...
+    def read_snapshot(self, base: str, piece: int) -> bytes | None: ...
+    def entry_size(self, height: int) -> int | None: ...
+    def read_entry(self, height: int, offset: int, size: int) -> bytes: ...
+
+
+class Turns:
+    """Who is served next: of those who wait, the peer that was served the longest ago; one transfer a peer at a time."""
+
+    def __init__(self, at_once: int) -> None:
+        self._at_once = at_once
+        self._placed: dict[str, asyncio.Future[None]] = {}
+        self._serving: set[str] = set()
+        """Those with a place, and those who have given it up to others and are served still."""
+        self._waiting: list[tuple[str, asyncio.Future[None]]] = []
+        self._served: dict[str, None] = {}
+        """Peers by when they were last served, the latest last."""
+
+    @asynccontextmanager
+    async def turn(self, peer: str) -> AsyncIterator[None]:
+        """Raises Busy if it does not come soon."""
+        loop = asyncio.get_running_loop()
+        turn: asyncio.Future[None] = loop.create_future()
+        self._waiting.append((peer, turn))
+        self._next()
+        try:
+            await asyncio.wait([turn], timeout=_WAIT_S)
+            if not turn.done():
+                raise Busy(peer, _RETRY_S)
+            loop.call_later(_TURN_S, self._leave, peer, turn)
+            yield
+        finally:
+            self._waiting.remove((peer, turn))
+            if turn.done():
+                self._serving.remove(peer)
+                self._leave(peer, turn)
+
+    def _leave(self, peer: str, turn: "asyncio.Future[None]") -> None:
+        if self._placed.get(peer) is turn:
+            del self._placed[peer]
+        self._next()
+
+    def _next(self) -> None:
+        while len(self._placed) < self._at_once and len(self._serving) < _OPEN:
+            able = [(peer, turn) for peer, turn in self._waiting if peer not in self._serving and not turn.done()]
+            if not able:
+                return
+            order = {peer: place for place, peer in enumerate(self._served)}
+            peer, turn = min(able, key=lambda one: order.get(one[0], -1))
+            self._served.pop(peer, None)
+            self._served[peer] = None
+            if len(self._served) > _REMEMBERED:
+                del self._served[next(iter(self._served))]
+            self._placed[peer] = turn
+            self._serving.add(peer)
+            turn.set_result(None)
+
+
+class Pace:
+    """Spreads bytes over time, those of all streams together. `bytes_per_s()`: the rate at the moment; 0: as fast as they go."""
+
+    def __init__(self, bytes_per_s: Callable[[], int]) -> None:
+        self._bytes_per_s = bytes_per_s
+        self._free_s = 0.0
+
+    async def __call__(self, size: int) -> None:
+        rate = self._bytes_per_s()
+        now = asyncio.get_running_loop().time()
+        if not rate:
+            self._free_s = now
+            return
+        self._free_s = max(now, self._free_s) + size / rate
+        await asyncio.sleep(self._free_s - now)
+
+
+class Donor:
+    """Answers the questions of those who catch up. `bytes_per_s`: the operator's limit, 0 for none. `averaging()`: our own
+    round is exchanging vectors, and snapshots give way to it."""
+
+    def __init__(self, node: Node, shelf: Shelf, bytes_per_s: int = 0, averaging: Callable[[], bool] = lambda: False) -> None:
+        self._node = node
+        self._shelf = shelf
+        self._pieces = Turns(PIECES_AT_ONCE)
+        self._entries = Turns(ENTRIES_AT_ONCE)
+        self._pace = Pace(lambda: bytes_per_s)
+        self._yielding = Pace(lambda: YIELD_BYTES_PER_S if averaging() else 0)
+
+    async def serve(self) -> None:
+        for verb, handler in (("rules", self._rules), ("tokenizer", self._tokenizer), ("snapshots", self._snapshots)):
+            await self._node.serve(verb, handler)
+        await self._node.serve("piece", self._piece)
+        await self._node.serve("entry", self._entry)
+
+    async def _rules(self, stream: Stream) -> None:
+        await stream.receive(0)
+        await stream.send({}, self._shelf.rules())
+
+    async def _tokenizer(self, stream: Stream) -> None:
+        await stream.receive(0)
+        await stream.send({}, await asyncio.to_thread(self._shelf.tokenizer))
+
+    async def _snapshots(self, stream: Stream) -> None:
+        """The manifest of the snapshot asked for by base digest; without one, of the newest."""
+        head, _ = await stream.receive(0)
+        take(head, {"base": str})
+        found = [snapshot for snapshot in self._shelf.snapshots() if head["base"] in ("", snapshot.tip.base)]
+        if not found:
+            raise Refused(Reason.STALE, "we do not keep that snapshot")
+        await stream.send({}, max(found, key=lambda snapshot: snapshot.tip.height).to_bytes())
+
+    async def _piece(self, stream: Stream) -> None:
+        head, _ = await stream.receive(0)
+        take(head, {"base": str, "piece": int})
+        async with self._pieces.turn(stream.peer):
+            piece = await asyncio.to_thread(self._shelf.read_snapshot, head["base"], head["piece"])
+            if piece is None:
+                raise Refused(Reason.STALE, "we do not keep that piece")
+            await stream.send({}, piece, self._give_way)
+
+    async def _entry(self, stream: Stream) -> None:
+        head, _ = await stream.receive(0)
+        take(head, {"height": int, "offset": int, "bytes": int})
+        size = self._shelf.entry_size(head["height"])
+        if size is None or not 0 <= head["offset"] < size:
+            raise Refused(Reason.STALE, f"we do not keep entry {head['height']}")
+        if not 0 < head["bytes"] <= limits.PIECE_BYTES:
+            raise Refused(Reason.OUT_OF_RANGE, f"{head['bytes']} bytes of an entry")
+        async with self._entries.turn(stream.peer):
+            data = await asyncio.to_thread(self._shelf.read_entry, head["height"], head["offset"], head["bytes"])
+            await stream.send({"size": size}, data, self._pace)
+
+    async def _give_way(self, size: int) -> None:
+        await self._yielding(size)
+        await self._pace(size)
