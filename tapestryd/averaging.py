@@ -15,7 +15,7 @@ from torch import Tensor
 from protocols.canonical import Signed
 from protocols.grouping import ATTEMPTS, Roster
 from protocols.lineage import Entry, Tip
-from protocols.refusal import Refused
+from protocols.refusal import Reason, Refused
 from protocols.rounds import Committed, Event, Failed, Reduced, Rostered, Settled
 from protocols.rules import RunRules
 from protocols.settling import Vote, merkle
@@ -105,6 +105,8 @@ class Averaging:
     async def gather(self, rate: int) -> Event:
         """`rate`: bytes per second that we can reduce a part with; 0 if others cannot dial us."""
         r = self._at_hand()
+        if r.number <= self._keeper.round:  # a clock was set back; nobody could follow a log with such an entry
+            raise Refused(Reason.OTHER_ROUND, f"our base has come from round {self._keeper.round} already")
         owed = await asyncio.to_thread(torch.add, r.delta, self._residual[self._keeper.base.slice(r.fragment)])
         r.offer = await asyncio.to_thread(Offer, self.rules, owed)
         window_s = (self.rules.schedule.gather_by(r.number) - self._now_ms()) / 1000

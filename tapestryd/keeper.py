@@ -46,7 +46,7 @@ class Keeper:
         self._on_replace = on_replace
         self._writing: asyncio.Task[None] | None = None
         self._moving = asyncio.Lock()
-        self._round = -1
+        self.round = -1
         """Of the entry that led to the tip; -1: the tip is genesis, or that entry is not here."""
 
     async def open(self) -> Tip | None:
@@ -59,7 +59,7 @@ class Keeper:
                 self.store.set_snapshot_aside(snapshot, str(refused))
         if self.base.tip is not None:
             proof = await asyncio.to_thread(self.store.load_entry, self.base.tip.height, self._verify)
-            self._round = proof[0].vote.round if proof and proof[0].tip == self.base.tip else -1
+            self.round = proof[0].vote.round if proof and proof[0].tip == self.base.tip else -1
         while self.base.tip is not None:
             loaded = await asyncio.to_thread(self.store.load_entry, self.base.tip.height + 1, self._verify)
             if loaded is None or loaded[0].vote.before != self.base.tip.base:
@@ -70,7 +70,7 @@ class Keeper:
                 self.store.set_entry_aside(loaded[0].vote.height, str(refused))
                 break
             await asyncio.to_thread(self.base.put, step, loaded[0].tip)
-            self._round = loaded[0].vote.round
+            self.round = loaded[0].vote.round
         return self.base.tip
 
     async def commit(self, entry: Entry, blobs: Sequence[bytes], step: Next) -> Tip:
@@ -78,7 +78,7 @@ class Keeper:
         await asyncio.to_thread(self.store.write_entry, entry, *blobs)
         async with self._moving:
             await asyncio.to_thread(self.base.put, step, entry.tip)
-            self._round = entry.vote.round
+            self.round = entry.vote.round
         await self._snapshot_if_due()
         return entry.tip
 
@@ -139,7 +139,7 @@ class Keeper:
         return self.base.tip is not None and self.base.tip.base == target.base
 
     async def _follow(self, entry: Entry, parts: list[bytes]) -> Next:
-        return await asyncio.to_thread(replay, self.base, entry, parts, last_round=self._round)
+        return await asyncio.to_thread(replay, self.base, entry, parts, last_round=self.round)
 
     async def _fetch_snapshot(self, donors: Sequence[str], beyond: Tip | None) -> None:
         """Replace base and files by a snapshot that donors keep; it must be better than `beyond`, if there is such. Only the whole
@@ -169,7 +169,7 @@ class Keeper:
             await asyncio.to_thread(self.store.keep_download, snapshot)
             async with self._moving:
                 await asyncio.to_thread(self.base.replace, snapshot, both, pairs)
-                self._round = proof[0].vote.round if proof else -1
+                self.round = proof[0].vote.round if proof else -1
             self._on_replace()
             return
         raise Gone(f"no snapshot: {why}")

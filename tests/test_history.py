@@ -107,6 +107,21 @@ def test_a_round_without_a_roster_names_all_who_were_silent(tmp_path: Path) -> N
     go(work)
 
 
+def test_no_round_is_held_twice_on_one_lineage(tmp_path: Path) -> None:
+    """As after a clock was set back: an entry out of order would be one that nobody can replay."""
+
+    async def work() -> None:
+        async with peers(tmp_path, 2, average_ms=60_000) as found:
+            first = await asyncio.gather(*(lived(peer, others(peer, found)) for peer in found))
+            assert [told.result for told in first] == ["committed"] * 2
+            again = await found[0].round(others(found[0], found))
+            assert again == Failed(0, "other_round")
+            assert found[0].keeper.base.tip == found[1].keeper.base.tip
+            assert found[0].keeper.base.tip.height == 1  # type: ignore[union-attr]
+
+    go(work)
+
+
 def history(path: Path, refusals: Counter[str] | None = None, meter: Meter | None = None) -> History:
     return History(RunStore(path, RUN), "me", meter or Meter(), Counter() if refusals is None else refusals)
 
