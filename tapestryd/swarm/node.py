@@ -240,6 +240,8 @@ class Node:
                     await stream.busy(busy.retry_s)
             except Gone as gone:
                 log.debug("%s", gone)
+            except asyncio.CancelledError:  # our loop ends; passed on, asyncio's streams would log it as an error, with a traceback
+                log.debug("%s to %s: cut off by our own end", verb, peer[-6:])
             except Exception:
                 log.exception("serving %s to %s", verb, peer)
             finally:

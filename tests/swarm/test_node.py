@@ -340,6 +340,24 @@ def test_a_handler_that_breaks_breaks_only_its_stream(tmp_path: Path, caplog: py
     assert "a bug" in caplog.text
 
 
+@pytest.mark.parametrize("uv", [True, False], ids=["uvloop", "asyncio"])
+def test_a_handler_that_still_waits_at_the_end_is_no_error(tmp_path: Path, caplog: pytest.LogCaptureFixture, uv: bool) -> None:
+    async def work() -> None:
+        async with nodes(tmp_path, 2) as (one, two):
+            waits = asyncio.Event()
+
+            async def forever(stream: Stream) -> None:
+                waits.set()
+                await asyncio.Event().wait()
+
+            await two.serve("forever", forever)
+            await one.open(two.peer_id, "forever")
+            await waits.wait()
+
+    go(work, uv=uv)
+    assert "Exception in callback" not in caplog.text
+
+
 def test_one_peer_cannot_hold_all_streams(tmp_path: Path) -> None:
     async def work() -> None:
         async with nodes(tmp_path, 3) as (one, two, three):
