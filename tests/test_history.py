@@ -52,7 +52,7 @@ def test_a_silent_leader_and_a_lost_offer_are_named(tmp_path: Path, caplog: pyte
     caplog.set_level(logging.INFO, "tapestryd.history")
 
     async def work() -> None:
-        async with peers(tmp_path, 4, average_ms=5000) as found:
+        async with peers(tmp_path, 4, average_ms=9000) as found:
             dead, leader, cut, third = by_lead(found)
             name = {peer.node.peer_id: peer for peer in found}
             await dead.node.stop()
@@ -94,7 +94,7 @@ def test_a_silent_leader_and_a_lost_offer_are_named(tmp_path: Path, caplog: pyte
 
 def test_a_round_without_a_roster_names_all_who_were_silent(tmp_path: Path) -> None:
     async def work() -> None:
-        async with peers(tmp_path, 3, average_ms=2000) as found:
+        async with peers(tmp_path, 3, average_ms=4000) as found:
             one, two, alone = by_lead(found)
             for dead in (one, two):
                 await dead.node.stop()
