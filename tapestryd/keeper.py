@@ -83,9 +83,9 @@ class Keeper:
         return entry.tip
 
     async def catch_up(self, target: Tip, donors: Sequence[str]) -> Tip:
-        """Bring the base to `target`, a proven tip: by replay, or by snapshot and replay where the log does not reach back, is
-        of another branch, or would take more bytes. Raises Gone when the donors do not have what they announced; whatever was
-        reached by then is kept."""
+        """Bring the base to `target`, a proven tip, or to a better one: by replay, or by snapshot and replay where the log does not
+        reach back, is of another branch, or would take more bytes. Raises Gone when the donors do not have what they announced;
+        whatever was reached by then is kept."""
         far = self._far(target)
         if far:
             with suppress(Gone):
@@ -95,6 +95,8 @@ class Keeper:
             there = await self._replay(target, donors)
         except Gone:  # they may have joined by a snapshot, and never had the entry that we lack
             there, beyond = False, self.base.tip
+        if not there and self.base.tip is not None and not target.better_than(self.base.tip):
+            return self.base.tip  # the donors had gone over to what is no worse, and so have we
         if not there:
             await self._fetch_snapshot(donors, beyond)
             if not await self._replay(target, donors):

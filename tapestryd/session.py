@@ -154,6 +154,7 @@ class Session:
         layout = rules.layout()
         self._fetcher.entry_bytes = entry_bytes(rules)
         self._fetcher.genesis = rules.model.genesis
+        self._fetcher.round_now = lambda: rules.schedule.round_at(now_ms())
         self.keeper = Keeper(
             rules, layout, self.store, self._fetcher, verify,
             self.config.storage.snapshot_every, self.config.storage.keep_snapshots, self._replayed, self._replaced,

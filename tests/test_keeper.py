@@ -291,6 +291,44 @@ def test_what_was_reached_is_kept(tmp_path: Path) -> None:
     go(work)
 
 
+def test_donors_that_went_over_to_a_better_branch_take_us_along(tmp_path: Path) -> None:
+    """Asked for what they announced, they have other entries by now, which lead further: no reason to go back for the worse."""
+    announced = grown(0)
+    theirs = announced.fork()
+    for _ in range(2):
+        announced.grow(PEOPLE[:2])
+        theirs.grow(PEOPLE[:5])
+
+    async def work() -> None:
+        donors = Donors(ann=theirs)
+        live = keeper(theirs, begin(theirs, tmp_path), donors)
+        await live.open()
+        assert await live.catch_up(announced.base.tip, ["ann"]) == theirs.entries[0][0].tip  # type: ignore[arg-type]
+        assert {verb for _, verb, _ in donors.asked} == {"entry"}
+
+    go(work)
+
+
+def test_an_entry_of_a_round_yet_to_come_is_refused(tmp_path: Path) -> None:
+    """If it were followed, no round could be committed behind it until that one has been."""
+    line = grown(3)
+
+    async def work() -> None:
+        donors = Donors(ann=line)
+        live = keeper(line, begin(line, tmp_path), donors)
+        await live.open()
+        fetcher = live._fetcher
+        fetcher.round_now = lambda: 0  # so that round 1 may be our clock's fault, and round 2 not
+        with pytest.raises(Gone):
+            await live.catch_up(line.base.tip, ["ann"])  # type: ignore[arg-type]
+        with pytest.raises(Refused) as refused:
+            await fetcher.prove("ann", line.base.tip)  # type: ignore[arg-type]
+        assert refused.value.reason is Reason.OTHER_ROUND
+        assert live.base.tip == line.entries[1][0].tip
+
+    go(work)
+
+
 def test_a_joiner_takes_a_snapshot_and_replays_the_tail(tmp_path: Path) -> None:
     line = grown(3)
     taken = line.snapshot()

@@ -47,7 +47,8 @@ class Fetcher:
         self._verify = verify
         self.entry_bytes = 0
         self.genesis = ""
-        """The largest entry that the rules allow, and the digest of genesis; set once the rules are known."""
+        self.round_now: Callable[[], int] = lambda: limits.INTEGER
+        """The largest entry that the rules allow, the digest of genesis, and which round it is; set once the rules are known."""
         self._proven: dict[Tip, Whole | None] = {}
         """Tips whose certificate we have seen, newest last; with the entry if the proof held all of it."""
 
@@ -169,7 +170,7 @@ class Fetcher:
                 if declined.reason is Reason.STALE:
                     raise Refused(Reason.NO_QUORUM, f"announces height {tip.height} and does not keep its entry") from None
                 raise
-            entry, start = Entry.parse(bytes(body), self._run, self._verify)
+            entry, start = self._parse(bytes(body))
             if entry.tip != tip:
                 raise Refused(Reason.NO_QUORUM, f"its entry {tip.height} is no certificate of what it announces")
             if start + sum(entry.sizes) == len(body):
@@ -177,6 +178,13 @@ class Fetcher:
         self._proven[tip] = whole
         if len(self._proven) > _PROVEN:
             del self._proven[next(iter(self._proven))]
+
+    def _parse(self, data: bytes) -> tuple[Entry, int]:
+        """As Entry.parse. Refused if it is of a round that is yet to come: nothing that is committed until then could follow it."""
+        entry, start = Entry.parse(data, self._run, self._verify)
+        if entry.vote.round > self.round_now() + 1:
+            raise Refused(Reason.OTHER_ROUND, f"an entry of round {entry.vote.round} in round {self.round_now()}")
+        return entry, start
 
     async def _entry(self, flight: Flight[Whole]) -> Whole:
         donor, height = flight.donor, flight.item
@@ -187,7 +195,7 @@ class Fetcher:
             head, body = await self._ask_entry(donor, height, len(data), limits.PIECE_BYTES, flight.has)
             data += body
             if entry is None:
-                entry, start = Entry.parse(bytes(data), self._run, self._verify)
+                entry, start = self._parse(bytes(data))
                 size = start + sum(entry.sizes)
                 if size > self.entry_bytes:
                     raise Refused(Reason.TOO_LARGE, f"an entry of {size} bytes where the rules allow {self.entry_bytes}")

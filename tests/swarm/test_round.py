@@ -73,6 +73,19 @@ def test_rounds_follow_one_another(tmp_path: Path) -> None:
     go(work)
 
 
+def test_no_second_entry_of_a_round(tmp_path: Path) -> None:
+    """A clock that was set back comes to a round again: whatever came of it then could not be followed."""
+
+    async def work() -> None:
+        async with peers(tmp_path, 2, average_ms=60_000) as found:
+            agreed(found, await together(found))
+            tip = found[0].keeper.base.tip
+            assert await together(found) == [Failed(0, "other_round")] * 2
+            assert found[0].keeper.base.tip == tip
+
+    go(work)
+
+
 # Gathering.
 
 
