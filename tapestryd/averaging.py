@@ -21,7 +21,7 @@ from protocols.rules import RunRules
 from protocols.settling import Vote, merkle
 from tapestryd.base import Next
 from tapestryd.errors import DiskFull
-from tapestryd.exchange import Exchange, Offer, TooLarge
+from tapestryd.exchange import BadPart, Exchange, Offer
 from tapestryd.keeper import Keeper
 from tapestryd.swarm.gather import Gathered, Gathering, NoRoster
 from tapestryd.swarm.meeting import Meeting
@@ -150,7 +150,7 @@ class Averaging:
         async def compute(blobs: list[bytes]) -> Vote:
             try:
                 mean, coverage = await asyncio.to_thread(exchange.mean, blobs)
-            except TooLarge as fault:
+            except BadPart as fault:
                 self._node.refused(fault, "part", roster.reducers[fault.part])
                 raise
             r.step = await asyncio.to_thread(self._keeper.base.next, r.fragment, mean)

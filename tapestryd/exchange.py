@@ -89,7 +89,7 @@ class Exchange:
 
     def mean(self, blobs: Sequence[bytes]) -> tuple[Tensor, int]:
         """All parts → (mean (n_f,) float32, coverage in parts per million). Refused(OUT_OF_RANGE) below the rule's coverage,
-        Refused(NORM) if a part is larger than any honest reducer could have made it of what was claimed."""
+        BadPart if one does not decode or is larger than any honest reducer could have made it of what was claimed."""
         mean, found = assemble(self.rules, self.roster, blobs)
         if found < float(self.rules.averaging.coverage) * 1_000_000:
             raise Refused(Reason.OUT_OF_RANGE, f"coverage {found / 1e6:.2f} where the rules ask for {self.rules.averaging.coverage}")
@@ -103,7 +103,7 @@ class Exchange:
             )  # fmt: skip
             for norm, bound in zip(self._norms(mean[start:stop], first, last), most, strict=True):
                 if norm > bound:
-                    raise TooLarge(part, f"a cell of part {part} has norm {norm:.3g}, of such offers at most {bound:.3g}")
+                    raise BadPart(part, Reason.NORM, f"a cell of part {part} has norm {norm:.3g}, of such offers at most {bound:.3g}")
         return mean, found
 
     def residual(self, blobs: Sequence[bytes]) -> Tensor:
@@ -115,23 +115,27 @@ class Exchange:
         return left
 
 
-class TooLarge(Refused):
-    """The fault of the reducer of `part`."""
+class BadPart(Refused):
+    """The fault of the reducer of `part`, who signed for it."""
 
-    def __init__(self, part: int, detail: str) -> None:
-        super().__init__(Reason.NORM, detail)
+    def __init__(self, part: int, reason: Reason, detail: str) -> None:
+        super().__init__(reason, detail)
         self.part = part
 
 
 def assemble(rules: RunRules, roster: Roster, blobs: Sequence[bytes]) -> tuple[Tensor, int]:
-    """All parts of a fragment → (mean (n_f,) float32, coverage in parts per million). Used for a live round and for replay."""
+    """All parts of a fragment → (mean (n_f,) float32, coverage in parts per million). Used for a live round and for replay.
+    BadPart if one does not decode, or names nobody."""
     elements = rules.layout().size(roster.fragment)
     slices = roster.slices(elements, rules.codec.block)
     mean = torch.empty(elements, dtype=torch.float32)
     counts = []
-    for (start, stop), blob in zip(slices, blobs, strict=True):
-        counts.append(len(in_bitmap(blob[:BITMAP_BYTES], len(roster.members))))
-        mean[start:stop] = codec.decode(blob[BITMAP_BYTES:], stop - start, rules.codec.down, rules.codec.block)
+    for part, ((start, stop), blob) in enumerate(zip(slices, blobs, strict=True)):
+        try:
+            counts.append(len(in_bitmap(blob[:BITMAP_BYTES], len(roster.members))))
+            mean[start:stop] = codec.decode(blob[BITMAP_BYTES:], stop - start, rules.codec.down, rules.codec.block)
+        except Refused as refused:
+            raise BadPart(part, refused.reason, refused.detail) from None
     return mean, coverage_ppm([stop - start for start, stop in slices], counts, len(roster.members))
 
 

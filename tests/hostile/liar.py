@@ -7,7 +7,6 @@ tapestryd.swarm, no Node, no Stream: nothing stands between it and the wire.
 import asyncio
 import struct
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,8 +49,9 @@ class Liar:
         self.person = person
         self.peer = person.peer
         self.prefix = prefix
-        self.answers: dict[str, Answer] = {}
-        """By verb; what is not here is left unanswered."""
+        self._answers: dict[str, Answer] = {}
+        self._changed = asyncio.Event()
+        self._serving: set[asyncio.Task[Any]] = set()
 
     @classmethod
     async def start(cls, person: Person, folder: Path, prefix: str) -> "Liar":
@@ -62,6 +62,9 @@ class Liar:
         return cls(p2p, person, prefix)
 
     async def stop(self) -> None:
+        self.fall_silent()
+        if self._serving:
+            await asyncio.wait(self._serving)
         await self.p2p.shutdown()
 
     async def addresses(self) -> list[str]:
@@ -76,12 +79,33 @@ class Liar:
         for verb in verbs:
             await self.p2p.add_binary_stream_handler(f"/{self.prefix}/{verb}", self._served(verb))
 
+    def answer(self, verb: str, answer: Answer) -> None:
+        """To whoever asks from now on, or has been waiting."""
+        self._answers[verb] = answer
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def fall_silent(self) -> None:
+        """Whoever waits for something of us waits no longer."""
+        self._answers.clear()
+        for task in self._serving:
+            task.cancel()
+
     def _served(self, verb: str) -> Callable[..., Awaitable[None]]:
         async def handle(info: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            with suppress(OSError, EOFError, TimeoutError):
-                if verb in self.answers:
-                    await self.answers[verb](info.peer_id.to_base58(), reader, writer)
-            writer.close()
+            task = asyncio.current_task()
+            assert task is not None
+            self._serving.add(task)
+            try:
+                async with asyncio.timeout(15):
+                    while verb not in self._answers:
+                        await self._changed.wait()
+                await self._answers[verb](info.peer_id.to_base58(), reader, writer)
+            except (OSError, EOFError, TimeoutError, asyncio.CancelledError):
+                pass  # the other is gone, or this liar is
+            finally:
+                self._serving.discard(task)
+                writer.close()
 
         return handle
 
@@ -183,9 +207,10 @@ class Liar:
             told = lie(peer, exchange.reduce(part, offers)[0])
             if told is None:
                 await reader.read()
-            else:
-                writer.write(framed({"made": self.signed("part", part_body(roster, part, digest(told)))}, told))
-                await writer.drain()
+                return
+            made = self.signed("part", part_body(roster, part, digest(told)))
+            writer.write(framed({"made": made}, told))
+            await writer.drain()
 
         return offered
 

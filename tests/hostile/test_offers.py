@@ -1,6 +1,5 @@
 """Offers that lie: what is not as claimed is left out and counted by every reducer; what is as claimed moves the mean as far as one may."""
 
-import asyncio
 import math
 import struct
 from collections.abc import Callable
@@ -16,7 +15,6 @@ from protocols.grouping import Roster
 from protocols.weighting import scales, weights
 from tapestryd.exchange import Offer
 from tests.hostile.world import World, fought, idle
-from tests.lineages import noise
 from tests.people import BLANK
 from tests.swarm.rooms import go
 
@@ -163,23 +161,18 @@ def test_what_was_said_before_is_not_said_again(tmp_path: Path) -> None:
 async def takes_part(here: World, lie: Lie) -> Roster:
     """One whole round with the liar in its roster."""
     turn = here.next()
-    delta = noise(here.rules.layout().size(turn.fragment), 77)
-    claim = here.liar.claim(Offer(here.rules, lie.claimed(delta)))
+    delta = here.offer(turn).owed
     offered = Offer(here.rules, lie.offered(delta))
     found: list[Roster] = []
 
     async def lies() -> None:
-        head = await here.liar.call(turn.order[0], turn.number, turn.before.base, claim)
-        roster = Roster.from_body(loads(head, 1 << 20)["roster"]["body"])
-        found.append(roster)
-        parts = [lie.bent(offered.part(start, stop)) for start, stop in roster.slices(delta.numel(), here.rules.codec.block)]
-        sent = zip(roster.reducers, parts, strict=True)
-        await asyncio.gather(*(here.liar.offer(peer, roster.digest, part) for peer, part in sent), return_exceptions=True)
+        found.append(await here.joins(turn, here.liar.claim(Offer(here.rules, lie.claimed(delta)))))
+        await here.brings(found[0], offered, lie.bent)
 
     here.agreed(await here.play(turn, lies()))
     (roster,) = found
     assert here.counted() == [{lie.refused: 1} if lie.refused else {}] * len(here.honest), lie.name
-    assert here.coverage() == (750_000 if lie.refused else 1_000_000), lie.name
+    assert here.last().vote.coverage_ppm == (750_000 if lie.refused else 1_000_000), lie.name
     if not lie.refused:
         bounded(here, roster, offered, lie.name)
     return roster

@@ -10,14 +10,16 @@ from typing import Any
 
 import torch
 
-from protocols.grouping import order
-from protocols.lineage import Tip
+from protocols.canonical import loads
+from protocols.grouping import Claim, Roster, order
+from protocols.lineage import Entry, Tip
 from protocols.rounds import Committed, Event
 from protocols.rules import RunRules
 from protocols.schedule import Schedule
+from tapestryd.exchange import Offer
 from tapestryd.host.store import RunStore
 from tests.hostile.liar import Liar
-from tests.lineages import PEOPLE, fresh
+from tests.lineages import PEOPLE, fresh, noise
 from tests.people import rules as plain_rules
 from tests.people import verify
 from tests.swarm.rooms import Peer, nodes, now_ms
@@ -69,6 +71,21 @@ class World:
         assert tip is not None
         return Turn(self.number, tip, tuple(ids))
 
+    def offer(self, turn: Turn) -> Offer:
+        """What an honest member could have brought: nothing marks it but its author."""
+        return Offer(self.rules, noise(self.rules.layout().size(turn.fragment), 77))
+
+    async def joins(self, turn: Turn, claim: Claim, *, leader: int = 0) -> Roster:
+        """The liar calls the leader, or the second one, and gets its roster."""
+        head = await self.liar.call(turn.order[leader], turn.number, turn.before.base, claim)
+        return Roster.from_body(loads(head, 1 << 20)["roster"]["body"])
+
+    async def brings(self, roster: Roster, offer: Offer, bent: Callable[[bytes], bytes] = bytes) -> None:
+        """The liar's offer goes to all other reducers, and what they answer is dropped."""
+        slices = roster.slices(offer.owed.numel(), self.rules.codec.block)
+        parts = [(peer, bent(offer.part(*here))) for peer, here in zip(roster.reducers, slices, strict=True) if peer != self.liar.peer]
+        await asyncio.gather(*(self.liar.offer(peer, roster.digest, part) for peer, part in parts), return_exceptions=True)
+
     async def play(self, turn: Turn, lie: Coroutine[Any, Any, None]) -> list[Event]:
         """The honest peers' round, by the book, beside the liar's; how it ended for each of them."""
         lying = asyncio.ensure_future(lie)
@@ -80,7 +97,7 @@ class World:
             )
         finally:
             lying.cancel()
-            self.liar.answers.clear()
+            self.liar.fall_silent()
             done, _ = await asyncio.wait([lying])
             for task in done:
                 if not task.cancelled() and task.exception():
@@ -101,13 +118,13 @@ class World:
             assert torch.equal(peer.theta, self.honest[0].theta)
         assert all(peer.node.alive for peer in self.honest)
 
-    def coverage(self) -> int:
-        """Of the last commit, in parts per million."""
+    def last(self) -> Entry:
+        """The log entry of the last commit."""
         store, tip = self.honest[0].keeper.store, self.honest[0].keeper.base.tip
         assert tip is not None
         found = store.load_entry(tip.height, verify)
         assert found is not None
-        return found[0].vote.coverage_ppm
+        return found[0]
 
 
 async def idle() -> None:

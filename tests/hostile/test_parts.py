@@ -1,0 +1,153 @@
+"""A liar that reduces, and one that votes. What the others can see of it costs the round, and is charged to it; what they cannot
+see is bounded by what was claimed."""
+
+import asyncio
+import math
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from protocols.grouping import BITMAP_BYTES
+from protocols.rounds import Failed
+from protocols.settling import quorum
+from tests.hostile.world import Turn, World, fought, idle
+from tests.people import RATE
+from tests.swarm.rooms import go, until
+
+Bend = Callable[[bytes], bytes | None]
+
+
+@dataclass(frozen=True)
+class Lie:
+    """`bent`: what becomes of the liar's part; None: nobody gets it. `ends`: how the round does, empty: committed.
+    `refused`: what every honest peer counts."""
+
+    name: str
+    bent: Bend
+    ends: str
+    refused: str
+
+
+def scales(factor: float) -> Bend:
+    """All scales of the encoded mean times `factor`; of a negative one, the integers take the sign."""
+
+    def bend(part: bytes) -> bytes:
+        blocks = -(-(len(part) - BITMAP_BYTES) // 68)
+        edge = BITMAP_BYTES + 4 * blocks
+        found = np.frombuffer(part[BITMAP_BYTES:edge], "<f4") * np.float32(abs(factor))
+        codes = np.frombuffer(part[edge:], np.int8)
+        return part[:BITMAP_BYTES] + found.tobytes() + (codes if factor > 0 else -codes).tobytes()
+
+    return bend
+
+
+def first(value: float) -> Bend:
+    return lambda part: part[:BITMAP_BYTES] + struct.pack("<f", value) + part[BITMAP_BYTES + 4 :]
+
+
+def bits(value: int) -> Bend:
+    return lambda part: value.to_bytes(BITMAP_BYTES, "little") + part[BITMAP_BYTES:]
+
+
+LIES = [
+    Lie("the truth", bytes, "", ""),
+    Lie("sign-flipped", scales(-1), "", ""),
+    Lie("zero", scales(0), "", ""),
+    Lie("one honest offer less", bits(0b1110), "", ""),
+    Lie("x100", scales(100), "norm", "norm"),
+    Lie("sign-flipped x10", scales(-10), "norm", "norm"),
+    Lie("NaN", first(math.nan), "not_finite", "not_finite"),
+    Lie("Inf", first(math.inf), "not_finite", "not_finite"),
+    Lie("negative scale", first(-1.0), "malformed", "malformed"),
+    Lie("the integer -128", lambda part: part[:-1] + b"\x80", "malformed", "malformed"),
+    Lie("of nobody's offers", bits(0), "malformed", "malformed"),
+    Lie("of strangers' offers", bits(1 << 200), "malformed", "malformed"),
+]
+
+LOST = [
+    Lie("a byte short", lambda part: part[:-1], "missing_part", "malformed"),
+    Lie("a byte long", lambda part: part + b"x", "missing_part", "too_large"),
+    Lie("silent", lambda part: None, "missing_part", ""),
+]
+"""Parts that nobody gets: the round waits for them until its deadline, and no longer."""
+
+
+@pytest.mark.parametrize("lies", [LIES, LOST], ids=["told", "lost"])
+def test_a_reducer_that_lies(tmp_path: Path, lies: list[Lie]) -> None:
+    async def work(here: World) -> None:
+        for lie in lies:
+            turn = here.next()
+            events = await here.play(turn, reduces(here, turn, lambda _, part, lie=lie: lie.bent(part)))  # type: ignore[misc]
+            if lie.ends:
+                assert events == [Failed(turn.number, lie.ends)] * 3, (lie.name, events)
+                assert {peer.keeper.base.tip for peer in here.honest} == {turn.before}, lie.name
+            else:
+                here.agreed(events)
+            assert here.counted() == [{lie.refused: 1} if lie.refused else {}] * 3, lie.name
+        here.agreed(await here.play(here.next(), idle()))
+
+    go(fought(tmp_path, 3, work, average_ms=6000), timeout_s=200)
+
+
+async def reduces(here: World, turn: Turn, lie: Callable[[str, bytes], bytes | None]) -> None:
+    """The liar's whole round: its offer is true, and so is its word that it can reduce."""
+    offer = here.offer(turn)
+    roster = await here.joins(turn, here.liar.claim(offer, rate=RATE))
+    here.liar.answer("reduce", here.liar.reducing(here.rules, roster, offer, lie))
+    await here.brings(roster, offer)
+    await asyncio.Event().wait()
+
+
+def test_a_reducer_with_two_faces_is_convicted_by_all(tmp_path: Path) -> None:
+    """One member gets other bytes than the rest, duly signed: no quorum, and everybody comes to hold both signatures."""
+
+    async def work(here: World) -> None:
+        turn = here.next()
+        victim = here.honest[0]
+        events = await here.play(turn, reduces(here, turn, lambda peer, part: scales(-1)(part) if peer == victim.node.peer_id else part))
+        assert len({peer.keeper.base.tip for peer in here.honest}) == 1
+        assert set(events) == {Failed(turn.number, "no_majority")}
+        await until(lambda: convicted(here))
+        here.agreed(await here.play(here.next(), idle()))
+
+    go(fought(tmp_path, 3, work, average_ms=6000))
+
+
+async def convicted(here: World) -> bool:
+    return all(peer.node.refusals["equivocation"] == 1 for peer in here.honest)
+
+
+def test_votes_for_nothing_that_came_out(tmp_path: Path) -> None:
+    """Forged, for parts that nobody has, for a base that does not follow, and two of one member: the honest commit without it."""
+
+    async def work(here: World) -> None:
+        turn = here.next()
+        offer = here.offer(turn)
+        honest = [peer.node.peer_id for peer in here.honest]
+        liar = here.liar
+
+        async def votes() -> None:
+            roster = await here.joins(turn, liar.claim(offer))
+            parts = [f"{part:064x}" for part in range(len(roster.reducers))]
+            height = turn.before.height + 1
+            one = liar.vote(roster, parts, height=height, weight=height * 4)
+            other = liar.vote(roster, parts, height=height, weight=height * 4, after="dd" * 32)
+            forged = {**one, "vote": {**one["vote"], "peer": honest[0]}}
+            cut = {**one, "parts": parts[:-1]}
+            for peer in honest:
+                for head in (one, other, other, forged, cut):
+                    await liar.ask(peer, "vote", head)
+            await here.brings(roster, offer)
+
+        here.agreed(await here.play(turn, votes()))
+        entry = here.last()
+        assert liar.peer in entry.roster.members
+        assert liar.peer not in {vote.peer for vote in entry.votes}
+        assert len(entry.votes) >= quorum(len(entry.roster.members))
+        assert here.counted() == [{"equivocation": 2, "bad_signature": 1, "bad_digest": 1}] * 3
+
+    go(fought(tmp_path, 3, work))
