@@ -49,8 +49,10 @@ class Line:
     bases: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     @classmethod
-    def begin(cls, fragments: int = 2, bits: int = 8) -> "Line":
-        made, base = fresh(plain_rules(fragments, bits))
+    def begin(cls, fragments: int = 2, bits: int = 8, tensors: tuple[str, ...] = ()) -> "Line":
+        """`tensors`: of another model than the usual small one."""
+        made = plain_rules(fragments, bits)
+        made, base = fresh(replace(made, model=replace(made.model, tensors=tensors)) if tensors else made)
         return cls(made, base, [], [(base.theta.clone(), base.velocity.clone())])
 
     def grow(self, people: Sequence[Person] = PEOPLE[:3], *, round: int | None = None, seed: int = 0) -> Entry:

@@ -370,6 +370,49 @@ def test_donors_that_never_had_our_next_entry_give_a_snapshot(tmp_path: Path) ->
     go(work)
 
 
+@pytest.mark.parametrize(("missing", "snapshot", "fetched"), [(14, True, False), (15, True, True), (15, False, False)])
+def test_a_returner_takes_whichever_is_fewer_bytes(tmp_path: Path, missing: int, snapshot: bool, fetched: bool) -> None:
+    """An entry is half an encoded vector of 991 bytes here, a snapshot 7,208 bytes."""
+    line = grown(1 + missing)
+    begun = begin(line, tmp_path)
+    begun.write_entry(*_flat(line.entries[0]))  # type: ignore[arg-type]
+
+    async def work() -> None:
+        donors = Donors(ann=line)
+        if snapshot:
+            donors.snapshots["ann"] = line.snapshot()
+        live = keeper(line, begun, donors)
+        await live.open()
+        await live.catch_up(line.base.tip, ["ann"])  # type: ignore[arg-type]
+        assert same(live, line)
+        assert any(verb == "piece" for _, verb, _ in donors.asked) is fetched
+        assert sum(verb == "entry" for _, verb, _ in donors.asked) == (1 if fetched else missing)
+
+    go(work)
+
+
+def test_a_donor_on_another_branch_is_left_out_of_a_replay(tmp_path: Path) -> None:
+    """Its entries are certified and do not follow on ours: the others' do, so nothing is given up for it."""
+    line = grown(2)
+    other = line.fork()
+    for _ in range(4):
+        line.grow()
+        other.grow(PEOPLE[3:6], seed=5)
+    begun = begin(line, tmp_path)
+    for whole in line.entries[:3]:
+        begun.write_entry(*_flat(whole))  # type: ignore[arg-type]
+
+    async def work() -> None:
+        donors = Donors(liar=other, ann=line)
+        live = keeper(line, begun, donors)
+        await live.open()
+        await live.catch_up(line.base.tip, ["liar", "ann"])  # type: ignore[arg-type]
+        assert same(live, line)
+        assert not list(tmp_path.glob("superseded-*"))
+
+    go(work)
+
+
 def test_a_donors_trouble_is_no_reason_to_go_back(tmp_path: Path) -> None:
     """It lost the entry we need, and its snapshot is older than our base: stay."""
     line = grown(1)

@@ -48,7 +48,7 @@ PROOFS = 256
 
 _HOLD_S = 600.0
 _HELD = 2
-"""A snapshot that somebody read less than _HOLD_S ago is kept beyond its time; at most so many of them, whoever asks."""
+"""A snapshot that somebody fetched from less than _HOLD_S ago is kept beyond its time; at most so many of them, whoever asks."""
 
 _SUPERSEDED = 2
 
@@ -159,8 +159,8 @@ class RunStore:
         self._layout: Layout | None = None
         self._kept: dict[str, Snapshot] = {}
         """Parsed manifests by file name: immutable, asked for with every piece."""
-        self._read: dict[int, float] = {}
-        """When a snapshot was last read by somebody who fetches it, by height."""
+        self._lent: dict[int, float] = {}
+        """When a snapshot was last asked for by somebody who fetches it, by height."""
         for folder in (self._log, self._snapshots):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for leftover in [*path.rglob("*.new")]:
@@ -260,9 +260,9 @@ class RunStore:
         heights = sorted(int(path.stem) for path in self._snapshots.glob("*.json"))
         old = [height for height in heights if height > 0][:-keep]
         now = time.monotonic()
-        held = [height for height in old if now - self._read.get(height, -_HOLD_S) < _HOLD_S][:_HELD]
+        held = [height for height in old if now - self._lent.get(height, -_HOLD_S) < _HOLD_S][:_HELD]
         for height in [height for height in old if height not in held]:
-            self._read.pop(height, None)
+            self._lent.pop(height, None)
             self._kept.pop(self._manifest(height).name, None)
             self._manifest(height).unlink()
             self._manifest(height).with_suffix(".base").unlink(missing_ok=True)
@@ -291,10 +291,14 @@ class RunStore:
             set_aside(path, str(error))
             return None
 
+    def lend(self, snapshot: Snapshot) -> None:
+        """Somebody is fetching it: keep it a while longer."""
+        self._lent[snapshot.tip.height] = time.monotonic()
+
     def read_snapshot(self, base: str, piece: int) -> bytes | None:
         for snapshot in self.snapshots():
             if snapshot.tip.base == base and 0 <= piece < len(snapshot.pieces):
-                self._read[snapshot.tip.height] = time.monotonic()
+                self.lend(snapshot)
                 with suppress(FileNotFoundError), self.snapshot_file(snapshot).open("rb") as file:  # pruned just now
                     file.seek(piece * limits.PIECE_BYTES)
                     return file.read(limits.PIECE_BYTES)
@@ -349,7 +353,7 @@ class RunStore:
             shutil.move(folder, aside / folder.name)
             folder.mkdir(mode=0o700)
         self._kept.clear()
-        self._read.clear()
+        self._lent.clear()
         log.warning("our branch was superseded; its files are kept in %s", aside)
 
     # History.

@@ -45,6 +45,9 @@ class Shelf:
     def snapshots(self) -> list[Snapshot]:
         return self.kept
 
+    def lend(self, snapshot: Snapshot) -> None:
+        pass
+
     def read_snapshot(self, base: str, piece: int) -> bytes | None:
         data = self.data.get(base)
         return None if data is None else data[piece * limits.PIECE_BYTES : (piece + 1) * limits.PIECE_BYTES]

@@ -1,0 +1,166 @@
+"""Serving: whose turn it is, how fast it goes, and that everybody gets there."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from protocols import limits
+from tapestryd.swarm import donor as module
+from tapestryd.swarm.donor import Donor, Pace, Turns
+from tapestryd.swarm.streams import Busy
+from tests.swarm.rooms import go, nodes
+from tests.swarm.test_lineage import _PIECES, big, fetcher, holding, taken, whole
+
+
+def run(work) -> None:  # type: ignore[no-untyped-def]
+    async def main() -> None:
+        await asyncio.wait_for(work(), 30)
+
+    asyncio.run(main())
+
+
+async def served(turns: Turns, peer: str, order: list[str], gate: asyncio.Event | None = None) -> None:
+    async with turns.turn(peer):
+        order.append(peer)
+        await (gate.wait() if gate else asyncio.sleep(0))
+
+
+def test_who_was_served_the_longest_ago_is_next() -> None:
+    """However much one peer asks for."""
+
+    async def work() -> None:
+        turns, order, gate = Turns(1), [], asyncio.Event()  # type: ignore[var-annotated]
+        greedy = [asyncio.create_task(served(turns, "greedy", order, gate)) for _ in range(4)]
+        await asyncio.sleep(0)
+        late = [asyncio.create_task(served(turns, peer, order)) for peer in ("ann", "bo", "ann", "bo")]
+        await asyncio.sleep(0)
+        gate.set()
+        await asyncio.gather(*greedy, *late)
+        assert order[:6] == ["greedy", "ann", "bo", "greedy", "ann", "bo"]
+        assert not turns._placed
+        assert not turns._serving
+        assert not turns._waiting
+
+    run(work)
+
+
+def test_one_transfer_a_peer_and_so_many_at_once() -> None:
+    async def work() -> None:
+        turns, order, gate = Turns(2), [], asyncio.Event()  # type: ignore[var-annotated]
+        jobs = [asyncio.create_task(served(turns, peer, order, gate)) for peer in ("ann", "ann", "bo", "cyd")]
+        await asyncio.sleep(0.05)
+        assert order == ["ann", "bo"]
+        gate.set()
+        await asyncio.gather(*jobs)
+        assert sorted(order) == ["ann", "ann", "bo", "cyd"]
+
+    run(work)
+
+
+def test_who_waits_too_long_is_told_to_ask_again_and_has_lost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_WAIT_S", 0.1)
+
+    async def work() -> None:
+        turns, order, gate = Turns(1), [], asyncio.Event()  # type: ignore[var-annotated]
+        first = asyncio.create_task(served(turns, "ann", order, gate))
+        await asyncio.sleep(0)
+        with pytest.raises(Busy):
+            await served(turns, "bo", order)
+        waiting = [asyncio.create_task(served(turns, peer, order)) for peer in ("ann", "bo")]
+        await asyncio.sleep(0)
+        gate.set()
+        await asyncio.gather(first, *waiting)
+        assert order == ["ann", "bo", "ann"]
+
+    run(work)
+
+
+def test_a_slow_reader_keeps_its_transfer_and_not_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_TURN_S", 0.1)
+    monkeypatch.setattr(module, "_OPEN", 3)
+    monkeypatch.setattr(module, "_WAIT_S", 0.5)
+
+    async def work() -> None:
+        turns, order, gate = Turns(1), [], asyncio.Event()  # type: ignore[var-annotated]
+        jobs = [asyncio.create_task(served(turns, peer, order, gate)) for peer in ("ann", "bo", "cyd")]
+        await asyncio.sleep(0.35)
+        assert order == ["ann", "bo", "cyd"]
+        with pytest.raises(Busy):  # but there is an end to it
+            await served(turns, "dee", order)
+        gate.set()
+        await asyncio.gather(*jobs)
+        await served(turns, "dee", order)
+        assert not turns._placed
+
+    run(work)
+
+
+def test_a_cancelled_wait_leaves_nothing_behind() -> None:
+    async def work() -> None:
+        turns, order, gate = Turns(1), [], asyncio.Event()  # type: ignore[var-annotated]
+        jobs = [asyncio.create_task(served(turns, peer, order, gate)) for peer in ("ann", "bo")]
+        await asyncio.sleep(0)
+        for job in jobs:
+            job.cancel()
+        await asyncio.gather(*jobs, return_exceptions=True)
+        await served(turns, "cyd", order)
+        assert (turns._placed, turns._serving, turns._waiting) == ({}, set(), [])
+
+    run(work)
+
+
+def test_a_pace_is_shared_by_all_and_can_change() -> None:
+    async def work() -> None:
+        now, rate = asyncio.get_running_loop().time, [1000]
+        pace = Pace(lambda: rate[0])
+        began = now()
+        await asyncio.gather(*(pace(100) for _ in range(5)))
+        assert now() - began >= 0.49
+        rate[0] = 0
+        began = now()
+        for _ in range(1000):
+            await pace(1 << 20)
+        assert now() - began < 0.49
+
+    run(work)
+
+
+def test_pieces_give_way_to_our_own_round_and_come_again_behind_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slowly enough for the round, and never so slowly that a transfer is given up."""
+    monkeypatch.setattr(limits, "PIECE_BYTES", 64 * limits.KIB)
+    monkeypatch.setattr(limits, "IO_S", 1.0)
+
+    async def work() -> None:
+        made, data = big()
+        now, averaging = asyncio.get_running_loop().time, [True]
+        async with nodes(tmp_path, 2) as (here, there):
+            await Donor(there, holding(made, data), averaging=lambda: averaging[0]).serve()
+            began = now()
+            assert len(await taken(fetcher(here), [there], made, [0, 1])) == 2
+            assert now() - began >= 1.9
+            job = asyncio.create_task(taken(fetcher(here), [there], made, [0, 1]))
+            await asyncio.sleep(0.1)
+            averaging[0] = False
+            assert len(await job) == 2
+            assert now() - began < 4.5  # two seconds by now, and no four
+
+    monkeypatch.setattr("tests.swarm.test_lineage._ELEMENTS", 64 * limits.KIB * (_PIECES - 1) // 8 + 3)
+    go(work)
+
+
+def test_more_joiners_than_turns_all_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PIECES_AT_ONCE", 1)
+    monkeypatch.setattr(module, "_WAIT_S", 0.05)
+    monkeypatch.setattr(module, "_RETRY_S", 0.1)
+
+    async def work() -> None:
+        made, data = big()
+        async with nodes(tmp_path, 5) as (there, *joiners):
+            await Donor(there, holding(made, data)).serve()
+            for found in await asyncio.gather(*(taken(fetcher(joiner), [there], made) for joiner in joiners)):
+                assert whole(found) == data
+            assert not there.refusals
+            assert not any(joiner.refusals for joiner in joiners)
+
+    go(work)
