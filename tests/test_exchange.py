@@ -230,3 +230,19 @@ def test_more_reducers_than_blocks() -> None:
     assert torch.equal(assemble(tiny, made[0].roster, blobs)[0], mean)
     left = made[0].residual(blobs)
     assert float(left.abs().max()) < 1e-3
+
+
+@settings(max_examples=60)
+@given(st.lists(st.sampled_from([1, 1000, 10**9]), min_size=2, max_size=6), st.sampled_from([4, 8, 32]), st.integers(1, 700))
+def test_a_reducer_far_slower_than_the_others_reduces_nothing(rates: list[int], bits: int, elements: int) -> None:
+    """Wherever it stands in the roster, and wherever the last block ends."""
+    made = rules(1, bits)
+    made = replace(made, model=replace(made.model, tensors=(f"a {elements}",)))
+    of = roster(PEOPLE[: len(rates)], fragment=0, run=made.run_id)
+    of = replace(of, claims=tuple(replace(claim, rate=rate) for claim, rate in zip(of.claims, rates, strict=True)))
+    exchanged = exchanging(made, of, [noise(elements, place) for place in range(len(rates))])
+    blobs = reduced(exchanged)
+    means = [exchange.mean(blobs) for exchange in exchanged]
+    assert {coverage for _, coverage in means} == {1_000_000}
+    assert len({mean.numpy().tobytes() for mean, _ in means}) == 1
+    assert float(exchanged[0].residual(blobs).abs().max()) < 1e-2

@@ -101,15 +101,13 @@ _TOP = {8: 127, 4: 7}
 
 
 def cut(data: bytes, elements: int, start: int, stop: int, bits: int, block: int) -> bytes:
-    """`encode(x)` → `encode(x[start:stop])`, without encoding again. `start` is a multiple of `block`, and so is `stop`
-    unless it is `elements`."""
-    assert start % block == 0
-    assert stop % block == 0 or stop == elements
+    """`encode(x)` → `encode(x[start:stop])`, without encoding again. `start` and `stop` are multiples of `block`, or `elements`."""
+    assert all(edge % block == 0 or edge == elements for edge in (start, stop))
     if bits == 32:
         return data[4 * start : 4 * stop]
     codes = 4 * _blocks(elements, block)
-    scales = data[4 * (start // block) : 4 * _blocks(stop, block)]
-    return scales + data[codes + start * bits // 8 : codes + -(-stop * bits // 8)]
+    scales = data[4 * _blocks(start, block) : 4 * _blocks(stop, block)]
+    return scales + data[codes + _code_bytes(start, bits) : codes + _code_bytes(stop, bits)]
 
 
 _LITTLE = bool(np.dtype("=f4") == np.dtype("<f4"))
