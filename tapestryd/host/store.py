@@ -370,8 +370,13 @@ class RunStore:
             log.error("%s", full)
 
     def tell(self, story: Story) -> None:
-        with saying_disk_full(self.path), (self.path / "rounds.jsonl").open("a") as file:
-            file.write(json.dumps(asdict(story)) + "\n")
+        line = json.dumps(asdict(story)).encode() + b"\n"
+        with saying_disk_full(self.path), (self.path / "rounds.jsonl").open("a+b") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":  # a full disk cut the last one short
+                    line = b"\n" + line
+            file.write(line)
 
     def stories(self) -> list[Story]:
         path = self.path / "rounds.jsonl"

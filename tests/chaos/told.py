@@ -7,6 +7,7 @@ import json
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -34,7 +35,11 @@ def stories(machine: Machine) -> Stories:
     """All that the machine lived through, also what it forgot when an old state was put back; in order of rounds."""
     histories = [run / "rounds.jsonl" for run in machine.runs()]
     lines = dict.fromkeys(line for history in histories if history.exists() for line in history.read_text().splitlines())
-    return sorted(map(json.loads, lines), key=lambda story: int(story["round"]))
+    found = []
+    for line in lines:
+        with suppress(ValueError):  # a full disk cut it short
+            found.append(json.loads(line))
+    return sorted(found, key=lambda story: int(story["round"]))
 
 
 def entries(machine: Machine) -> list[Entry]:

@@ -449,6 +449,15 @@ def test_stories_survive_torn_lines(tmp_path: Path) -> None:
     assert run.stories()[0] == STORY
 
 
+def test_a_story_cut_short_spoils_no_other(tmp_path: Path) -> None:
+    run = RunStore(tmp_path, RUN)
+    run.tell(STORY)
+    with (tmp_path / "rounds.jsonl").open("ab") as file:
+        file.write(b'{"round": 8, "fragment": ')
+    run.tell(replace(STORY, round=9))
+    assert [story.round for story in run.stories()] == [7, 9]
+
+
 def test_stories_of_other_versions_are_read(tmp_path: Path) -> None:
     """What an earlier one wrote lacks members, what a later one wrote has more."""
     run = RunStore(tmp_path, RUN)
