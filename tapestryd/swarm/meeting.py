@@ -30,6 +30,7 @@ class Meeting:
     have begun to send us their part, and `offers`: what came.
     `blobs[i]`: part i as its reducer published it, `made[i]`: its reducer's signed word that it did; `repaired[i]`: which other
     member we had it from. `ends`: loop time after which nobody waits for anything of this round.
+    `convicted`: members that have said two things of which only one can be true.
     `ballots`: first vote of each member, with the parts' digests. For the round's story: `lost[i]`, why part i did not come from
     its reducer; `refused`, member → why its offer to our part was."""
 
@@ -42,6 +43,7 @@ class Meeting:
         self.blobs: dict[int, bytes] = {}
         self.made: dict[int, Signed] = {}
         self.repaired: dict[int, str] = {}
+        self.convicted: set[str] = set()
         self.ballots: dict[str, tuple[Signed, Vote, tuple[str, ...]]] = {}
         self.lost: dict[int, str] = {}
         self.refused: dict[str, str] = {}

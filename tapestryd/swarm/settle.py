@@ -37,7 +37,7 @@ class Settlement:
         self._sign = sign
         self._verify = verify
         self._keep_proof = keep_proof
-        self._comparing: asyncio.Task[None] | None = None
+        self._comparing: set[asyncio.Task[None]] = set()
 
     async def serve(self) -> None:
         await self._node.serve("vote", self._voted)
@@ -55,7 +55,8 @@ class Settlement:
             raise Refused(Reason.BAD_DIGEST, "the parts do not have the root that is voted for")
         held, *_ = meeting.ballots.setdefault(signed.peer, (signed, vote, tuple(parts)))
         if equivocation(held, signed):
-            self._convict(held, signed)
+            self._convict(meeting, held, signed)
+        self._compare_with(meeting, signed.peer)
         await meeting.note()
         await stream.send({"counted": True})
 
@@ -80,6 +81,8 @@ class Settlement:
         signed = Signed.make("vote", vote.to_body(), self._node.peer_id, self._sign)
         parts = meeting.digests()
         meeting.ballots[self._node.peer_id] = (signed, vote, parts)
+        for peer in list(meeting.ballots):
+            self._compare_with(meeting, peer)
         others = [peer for peer in meeting.roster.members if peer != self._node.peer_id]
         pushes = [asyncio.create_task(self._push(peer, signed, parts)) for peer in others]
         members = len(meeting.roster.members)
@@ -101,8 +104,6 @@ class Settlement:
         finally:
             for push in pushes:
                 push.cancel()
-            if any(named != parts for _, _, named in meeting.ballots.values()):
-                self._comparing = asyncio.create_task(self._compare(meeting))
         return vote, [ballot[0] for ballot in meeting.ballots.values() if ballot[1] == vote]
 
     async def _push(self, peer: str, vote: Signed, parts: tuple[str, ...]) -> None:
@@ -161,23 +162,29 @@ class Settlement:
         take(head, {"made": dict})
         return blob, made_by(head["made"], meeting.roster, part, self._verify)
 
-    async def _compare(self, meeting: Meeting) -> None:
-        """Whoever voted for other parts than ours has them from a reducer that signed two results, or made them up."""
-        held = meeting.digests()
-        seen = set(held)
-        for peer, (_, _, named) in list(meeting.ballots.items()):
-            for part in range(len(held)):
-                if named[part] in seen:
-                    continue
-                seen.add(named[part])
-                try:
-                    _, made = await self._part(meeting, peer, part)
-                except (Gone, Refused) as error:
-                    log.info("part %d as %s voted for it: %s", part, peer[-6:], error)
-                    break
-                if equivocation(meeting.made[part], made):
-                    self._convict(meeting.made[part], made)
+    def _compare_with(self, meeting: Meeting, peer: str) -> None:
+        """Once `peer` and we have voted: whoever voted for other parts than ours has them from a reducer that signed two
+        results, or made them up. Asked for beside everything else."""
+        if self._node.peer_id in meeting.ballots and meeting.ballots[peer][2] != meeting.digests():
+            task = asyncio.create_task(self._compare(meeting, peer))
+            self._comparing.add(task)
+            task.add_done_callback(self._comparing.discard)
 
-    def _convict(self, one: Signed, other: Signed) -> None:
+    async def _compare(self, meeting: Meeting, peer: str) -> None:
+        for part, (ours, theirs) in enumerate(zip(meeting.digests(), meeting.ballots[peer][2], strict=True)):
+            if theirs == ours or meeting.roster.reducers[part] in meeting.convicted:
+                continue
+            try:
+                _, made = await self._part(meeting, peer, part)
+            except (Gone, Refused) as error:
+                log.info("part %d as %s voted for it: %s", part, peer[-6:], error)
+                return
+            if equivocation(meeting.made[part], made):
+                self._convict(meeting, meeting.made[part], made)
+
+    def _convict(self, meeting: Meeting, one: Signed, other: Signed) -> None:
+        if one.peer in meeting.convicted:
+            return
+        meeting.convicted.add(one.peer)
         self._node.refused(Refused(Reason.EQUIVOCATION, f"two statements of kind {one.kind}"), one.kind, one.peer)
         self._keep_proof(one, other)
