@@ -45,7 +45,10 @@ class Reach:
         if stream.peer in self._served:
             raise Refused(Reason.TOO_SOON, f"asked again within {_ASKED_S:.0f} s")
         self._served[stream.peer] = now
-        tried = await asyncio.gather(*map(_answers, self._addresses(stream.peer)))
+        announced = self._addresses(stream.peer)
+        if not announced:
+            raise Refused(Reason.STALE, "we have not seen where you would be")
+        tried = await asyncio.gather(*map(_answers, announced))
         await stream.send({"reachable": any(tried)})
 
     async def ask(self, peers: Sequence[str]) -> None:

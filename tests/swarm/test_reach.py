@@ -28,15 +28,15 @@ def test_who_can_be_dialled_finds_out(tmp_path: Path) -> None:
             await theirs.serve()
             assert mine.reachable is None
 
-            await mine.ask([two.peer_id])  # announces nothing
-            assert mine.reachable is False
+            await mine.ask([two.peer_id])  # it has not seen our presence yet
+            assert mine.reachable is None
 
             announced[one.peer_id] = await one.addresses()
             with pytest.raises(Refused) as refused:
                 await one.ask(two.peer_id, "dialback", {})
             assert refused.value.reason is Reason.TOO_SOON
             await mine.ask([two.peer_id])  # refused, so we know what we knew
-            assert mine.reachable is False
+            assert mine.reachable is None
 
             theirs._served.clear()
             await mine.ask(["12D3KooWJnQhDnQTWYymsGmPtFgEM3aiZoXCf44aD2qVERBBvyw6", two.peer_id])
