@@ -16,7 +16,9 @@ from itertools import accumulate, pairwise
 from protocols import limits
 from protocols.canonical import Json, Signed, Verify, digest, dumps, is_digest, take
 from protocols.identity import public_key
+from protocols.membership import Delegation, Epochs, maybe, owner
 from protocols.refusal import Reason, Refused
+from protocols.rules import RunRules
 from protocols.weighting import norm
 
 ATTEMPTS = 2
@@ -58,17 +60,19 @@ class Claim:
     """What a member says of its contribution before anybody has seen it, and is held to.
 
     `steps`: local steps behind the delta. `rate`: bytes per second that it can reduce with; 0: it cannot be dialled and reduces
-    nothing. `norms`: the L2 norm of each cell of its encoded offer, float32.
+    nothing. `norms`: the L2 norm of each cell of its encoded offer, float32. `delegation`: by its Member; none in an open run.
     """
 
     steps: int
     rate: int
     norms: tuple[float, ...]
+    delegation: Delegation | None = None
 
     @classmethod
-    def of(cls, steps: int, rate: int, norms: Sequence[float]) -> "Claim":
+    def of(cls, steps: int, rate: int, norms: Sequence[float], delegation: Delegation | None = None) -> "Claim":
         """`norms` in any precision; rounded to float32, or to its greatest number."""
-        return cls(steps, rate, struct.unpack(f"<{CELLS}f", struct.pack(f"<{CELLS}f", *(min(norm, _GREATEST) for norm in norms))))
+        rounded = struct.unpack(f"<{CELLS}f", struct.pack(f"<{CELLS}f", *(min(norm, _GREATEST) for norm in norms)))
+        return cls(steps, rate, rounded, delegation)
 
     @property
     def norm(self) -> float:
@@ -77,13 +81,16 @@ class Claim:
 
     def to_body(self) -> Json:
         """`norms` as the hexadecimal of little-endian float32: canonical JSON has no decimals."""
-        return {"steps": self.steps, "rate": self.rate, "norms": struct.pack(f"<{CELLS}f", *self.norms).hex()}
+        return {
+            "steps": self.steps, "rate": self.rate, "norms": struct.pack(f"<{CELLS}f", *self.norms).hex(),
+            "delegation": self.delegation.to_json() if self.delegation else {},
+        }  # fmt: skip
 
     @classmethod
-    def from_body(cls, body: object) -> "Claim":
+    def from_body(cls, body: object, verify: Verify) -> "Claim":
         if not isinstance(body, dict):
             raise Refused(Reason.WRONG_TYPE, "a claim is an object")
-        take(body, {"steps": int, "rate": int, "norms": str})
+        take(body, {"steps": int, "rate": int, "norms": str, "delegation": dict})
         if not 1 <= body["steps"] <= limits.STEPS or not 0 <= body["rate"] <= limits.RATE:
             raise Refused(Reason.OUT_OF_RANGE, "steps or rate")
         if not _NORMS.fullmatch(body["norms"]):
@@ -91,7 +98,7 @@ class Claim:
         norms = struct.unpack(f"<{CELLS}f", bytes.fromhex(body["norms"]))
         if not all(math.copysign(1, norm) > 0 and norm < math.inf for norm in norms):
             raise Refused(Reason.NOT_FINITE, "a norm is negative or not finite")
-        return cls(body["steps"], body["rate"], norms)
+        return cls(body["steps"], body["rate"], norms, maybe(body["delegation"], verify))
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +128,29 @@ class Roster:
         edges = cells(elements, block)
         return [(edges[first], edges[last]) for first, last in self.parts()]
 
+    def owners(self, rules: RunRules) -> tuple[str, ...]:
+        """Whose voice each member has: its Member's or, in an open run, its own. Refused unless every delegation holds at the
+        round's boundary, and those of one Member are of one epoch."""
+        at_ms, epochs = rules.schedule.boundary(self.round), Epochs()
+        found = []
+        for peer, claim in zip(self.members, self.claims, strict=True):
+            found.append(owner(claim.delegation, run=self.run, members=rules.members, node=peer, at_ms=at_ms))
+        delegations = self.delegations(self.members)
+        for delegation in delegations:
+            epochs = epochs.seen(delegation)
+        for delegation in delegations:
+            epochs.check(delegation)
+        return tuple(found)
+
+    def delegations(self, peers: Iterable[str]) -> list[Delegation]:
+        """Of those members of the roster that have one."""
+        wanted = set(peers)
+        return [
+            claim.delegation
+            for peer, claim in zip(self.members, self.claims, strict=True)
+            if peer in wanted and claim.delegation is not None
+        ]
+
     def to_body(self) -> Json:
         return {
             "run": self.run, "round": self.round, "fragment": self.fragment, "before": self.before,
@@ -132,8 +162,9 @@ class Roster:
         return digest(dumps(self.to_body()))
 
     @classmethod
-    def from_body(cls, body: Json) -> "Roster":
-        """Parse. Refused unless members are distinct Ed25519 peer ids in canonical order, each with a claim, and one can reduce."""
+    def from_body(cls, body: Json, verify: Verify) -> "Roster":
+        """Parse. Refused unless members are distinct Ed25519 peer ids in canonical order, each with a claim, and one can reduce.
+        Delegations are verified, but not held against the rules: see `owners`."""
         take(body, {"run": str, "round": int, "fragment": int, "before": str, "members": list, "claims": list})
         members = body["members"]
         if not 1 <= len(members) <= limits.ROSTER_MEMBERS or len(body["claims"]) != len(members):
@@ -144,7 +175,7 @@ class Roster:
             public_key(peer)
         if len(set(members)) != len(members) or order(body["run"], body["round"], members) != members:
             raise Refused(Reason.MALFORMED, "members are not distinct and in canonical order")
-        claims = tuple(map(Claim.from_body, body["claims"]))
+        claims = tuple(Claim.from_body(claim, verify) for claim in body["claims"])
         if not any(claim.rate for claim in claims):
             raise Refused(Reason.MALFORMED, "nobody can reduce")
         if not is_digest(body["before"]):
@@ -157,7 +188,7 @@ def accept(
 ) -> Roster:
     """The roster that `leader` sent me, who called it with `claim`, for this round; or Refused with what is wrong with it."""
     signed = Signed.from_json(value, "roster", verify)
-    roster = Roster.from_body(signed.body)
+    roster = Roster.from_body(signed.body, verify)
     if signed.peer != leader or leader not in roster.members:
         raise Refused(Reason.OTHER_ROSTER, f"signed by {signed.peer[-6:]}, led by {leader[-6:]}")
     if roster.run != run:

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from protocols import limits
 from protocols.canonical import Json, Signed, Verify, digest, dumps, is_digest, loads, take
 from protocols.grouping import Roster
+from protocols.membership import member_quorum
 from protocols.refusal import Reason, Refused
-from protocols.rules import Averaging
+from protocols.rules import Averaging, RunRules
 from protocols.settling import Vote, merkle, quorum
 
 Pair = tuple[str, str]
@@ -67,9 +68,10 @@ class Entry:
         return _HEAD.pack(MAGIC, len(body)) + body
 
     @classmethod
-    def parse(cls, data: bytes, run: str, verify: Verify) -> tuple["Entry", int]:
-        """(entry, where its parts begin). Verified: the certificate holds a quorum of the roster, every vote is
-        signed and for this very result, and the parts' digests have the root that was voted for."""
+    def parse(cls, data: bytes, rules: RunRules, verify: Verify) -> tuple["Entry", int]:
+        """(entry, where its parts begin). Verified: the certificate holds a quorum of the roster and, in roster mode, of the
+        voices of all Members; every vote is signed and for this very result; every delegation held at the round's boundary;
+        and the parts' digests have the root that was voted for."""
         if len(data) < _HEAD.size:
             raise Refused(Reason.MALFORMED, "shorter than an entry's head")
         magic, length = _HEAD.unpack_from(data)
@@ -78,9 +80,9 @@ class Entry:
         start = _HEAD.size + length
         body = loads(data[_HEAD.size : start], limits.FRAME_BYTES)
         take(body, {"vote": dict, "roster": dict, "parts": list, "sizes": list, "votes": list})
-        vote, roster = Vote.from_body(body["vote"]), Roster.from_body(body["roster"])
+        vote, roster = Vote.from_body(body["vote"]), Roster.from_body(body["roster"], verify)
         parts, sizes = body["parts"], body["sizes"]
-        if vote.run != run or roster.run != run:
+        if {vote.run, roster.run} != {rules.run_id}:
             raise Refused(Reason.OTHER_RUN, "an entry of another run")
         if vote.roster != roster.digest or vote.fragment != roster.fragment or vote.before != roster.before or vote.round != roster.round:
             raise Refused(Reason.OTHER_ROSTER, "the votes are for another roster")
@@ -99,12 +101,15 @@ class Entry:
         voters = {signed.peer for signed in votes} & set(roster.members)
         if len(voters) != len(votes) or len(voters) < quorum(len(roster.members)):
             raise Refused(Reason.NO_QUORUM, f"{len(voters)} votes of a roster of {len(roster.members)}")
+        roster.owners(rules)
+        if rules.members and not member_quorum(rules.members, roster.delegations(voters)):
+            raise Refused(Reason.NO_QUORUM, f"the {len(voters)} votes are no quorum of the voices of {len(rules.members)} Members")
         return cls(vote, roster, tuple(parts), tuple(sizes), tuple(votes)), start
 
     @classmethod
-    def split(cls, data: bytes, run: str, verify: Verify) -> tuple["Entry", list[bytes]]:
+    def split(cls, data: bytes, rules: RunRules, verify: Verify) -> tuple["Entry", list[bytes]]:
         """A whole entry's bytes → (entry, its parts, each of the digest that was voted for)."""
-        entry, at = cls.parse(data, run, verify)
+        entry, at = cls.parse(data, rules, verify)
         parts = []
         for size, expected in zip(entry.sizes, entry.parts, strict=True):
             part = data[at : at + size]

@@ -119,12 +119,14 @@ class Epochs:
 
 
 def member_quorum(members: Sequence[str], voters: Iterable[Delegation]) -> bool:
-    """Whether `voters`, who voted for one result, are more than half of all Members in the rules, present or not. Every Member
-    has one voice, and each of its nodes 1 / nodes of it: so two sets of voters without a node in common are never both a quorum."""
+    """Whether `voters`, who voted for one result, are a quorum of all Members in the rules, present or not: as settling.quorum
+    has it, but counted in voices. Every Member has one, and each of its nodes 1 / nodes of it: so two quora always share nodes,
+    with more voice than a third of the Members could lend to liars."""
     voices: dict[str, dict[str, Fraction]] = {member: {} for member in members}
     for voter in voters:
         voices[voter.member][voter.node] = Fraction(1, voter.nodes)
-    return 2 * sum(min(Fraction(1), sum(shares.values(), Fraction(0))) for shares in voices.values()) > len(members)
+    voice = sum((min(Fraction(1), sum(shares.values(), Fraction(0))) for shares in voices.values()), Fraction(0))
+    return 2 * voice > len(members) + (len(members) - 1) // 3
 
 
 def to_file(delegations: Sequence[Delegation]) -> bytes:

@@ -4,13 +4,14 @@ Everybody who holds all parts computes the next base and votes for it, so a vote
 not only the bytes that went in: a machine whose arithmetic differs is found out before it commits anything.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
 from protocols import limits
 from protocols.canonical import Json, Signed, Verify, is_digest, take
 from protocols.grouping import Roster
+from protocols.membership import member_quorum
 from protocols.refusal import Reason, Refused
 
 
@@ -106,5 +107,17 @@ def winner(votes: Sequence[Vote], members: int, present: int) -> Vote | None:
     boundary: two leaders can make two rosters, but not two majorities of the same crowd. One vote a member is given."""
     for candidate in set(votes):
         if votes.count(candidate) >= max(quorum(members), quorum(present)):
+            return candidate
+    return None
+
+
+def decided(ballots: Mapping[str, Vote], roster: Roster, rules_members: Sequence[str], present: int) -> Vote | None:
+    """The result that wins: in an open run as above, and in roster mode by a quorum of the roster and of the voices of all
+    Members, whoever was present. `ballots`: one vote of each member of the roster that voted."""
+    if not rules_members:
+        return winner(list(ballots.values()), len(roster.members), present)
+    for candidate in set(ballots.values()):
+        voters = [peer for peer, vote in ballots.items() if vote == candidate]
+        if len(voters) >= quorum(len(roster.members)) and member_quorum(rules_members, roster.delegations(voters)):
             return candidate
     return None

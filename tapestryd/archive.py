@@ -99,13 +99,14 @@ class Branch:
     snapshots: dict[int, int]
 
 
-def branches(folder: Path, run: str, verify: Verify) -> list[Branch]:
-    """The current branch of a run's folder, and those that lost."""
+def branches(folder: Path, verify: Verify) -> list[Branch]:
+    """The current branch of a run's folder, and those that lost. Raises LocalFault without the run's rules."""
+    rules, _ = _rules([file for file in (folder / "rules.json",) if file.exists()], folder.name)
     aside = sorted(folder.glob("superseded-*"), key=lambda path: (len(path.name), path.name))
-    return [_branch(place, "current" if place == folder else place.name, run, verify) for place in (folder, *aside)]
+    return [_branch(place, "current" if place == folder else place.name, rules, verify) for place in (folder, *aside)]
 
 
-def _branch(folder: Path, name: str, run: str, verify: Verify) -> Branch:
+def _branch(folder: Path, name: str, rules: RunRules, verify: Verify) -> Branch:
     entries = {int(file.stem): file for file in folder.glob("log/*.entry") if file.stem.isdigit()}
     stretches: list[tuple[int, int]] = []
     for height in sorted(entries):
@@ -119,7 +120,7 @@ def _branch(folder: Path, name: str, run: str, verify: Verify) -> Branch:
         with latest.open("rb") as data:
             head = data.read(limits.FRAME_BYTES + 16)
         try:
-            newest, _ = Entry.parse(head, run, verify)
+            newest, _ = Entry.parse(head, rules, verify)
             tip, round = newest.tip, newest.vote.round
         except Refused as refused:
             fault = f"{latest.name}: {refused}"

@@ -113,7 +113,7 @@ def proved(found: Doc) -> str:
 
 def show(options: argparse.Namespace) -> int:
     folder = _folder(options)
-    found = branches(folder, folder.name, verify)
+    found = branches(folder, verify)
     document = {"schema": SCHEMA, "run": folder.name, "folder": str(folder), "branches": list(map(_document, found))}
     print(json.dumps(document, ensure_ascii=False, indent=2) if options.json else shown(document))
     return Exit.OK

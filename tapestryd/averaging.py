@@ -15,6 +15,7 @@ from torch import Tensor
 from protocols.canonical import Signed
 from protocols.grouping import ATTEMPTS, Roster
 from protocols.lineage import Entry, Tip
+from protocols.membership import Delegation
 from protocols.refusal import Reason, Refused
 from protocols.rounds import Committed, Event, Failed, Reduced, Rostered, Settled
 from protocols.rules import RunRules
@@ -102,8 +103,8 @@ class Averaging:
             log.error("round=%d %s", number, full)
             return Failed(number, "disk_full")
 
-    async def gather(self, rate: int) -> Event:
-        """`rate`: bytes per second that we can reduce a part with; 0 if others cannot dial us."""
+    async def gather(self, rate: int, delegation: Delegation | None) -> Event:
+        """`rate`: bytes per second that we can reduce a part with; 0 if others cannot dial us. `delegation`: ours."""
         r = self._at_hand()
         if r.number <= self._keeper.round:  # a clock was set back; nobody could follow a log with such an entry
             raise Refused(Reason.OTHER_ROUND, f"our base has come from round {self._keeper.round} already")
@@ -111,8 +112,9 @@ class Averaging:
         r.offer = await asyncio.to_thread(Offer, self.rules, owed)
         window_s = (self.rules.schedule.gather_by(r.number) - self._now_ms()) / 1000
         windows = [window_s * (attempt + 1) / ATTEMPTS for attempt in range(ATTEMPTS)]
+        claim = r.offer.claim(r.steps, rate, delegation)
         try:
-            r.gathered = await self._gathering.perform(r.number, r.fragment, r.before.base, r.others, r.offer.claim(r.steps, rate), windows)
+            r.gathered = await self._gathering.perform(r.number, r.fragment, r.before.base, r.others, claim, windows)
         except NoRoster as none:
             r.passed_over = none.passed_over
             raise

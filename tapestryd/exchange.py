@@ -10,6 +10,7 @@ from torch import Tensor
 
 from protocols import limits
 from protocols.grouping import BITMAP_BYTES, Claim, Roster, bitmap, cells, in_bitmap
+from protocols.membership import Delegation
 from protocols.refusal import Reason, Refused
 from protocols.rules import RunRules
 from protocols.settling import coverage_ppm
@@ -31,8 +32,8 @@ class Offer:
     def part(self, start: int, stop: int) -> bytes:
         return codec.cut(self._data, self.owed.numel(), start, stop, self._codec.up, self._codec.block)
 
-    def claim(self, steps: int, rate: int) -> Claim:
-        return Claim.of(max(1, steps), rate, self.norms)
+    def claim(self, steps: int, rate: int, delegation: Delegation | None = None) -> Claim:
+        return Claim.of(max(1, steps), rate, self.norms, delegation)
 
 
 class Exchange:
@@ -45,7 +46,7 @@ class Exchange:
         self.slices = roster.slices(offer.owed.numel(), rules.codec.block)
         self._cells = cells(offer.owed.numel(), rules.codec.block)
         self._place = roster.members.index(me)
-        self._weights = weights(roster.members)
+        self._weights = weights(roster.owners(rules))
         self._scales = scales(
             rules.averaging.aggregation, rules.averaging.weighting,
             [claim.norm for claim in roster.claims], [claim.steps for claim in roster.claims], self._weights,

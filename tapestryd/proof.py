@@ -86,7 +86,7 @@ class _Walk:
             raise Fault(self._archive.entries[min(self._archive.entries)].with_name(name), height, "missing")
         data = read(file, self._bound, height)
         try:
-            entry, parts = Entry.split(data, self._archive.rules.run_id, verify)
+            entry, parts = Entry.split(data, self._archive.rules, verify)
             if entry.vote.height != height:
                 raise Fault(file, height, f"holds the entry of height {entry.vote.height}")
             if self._base.tip is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from protocols import limits
 from protocols.canonical import Verify
+from protocols.grouping import Claim, Roster
 from protocols.membership import Delegation, Epochs, from_file, owner
 from protocols.refusal import Refused
 from protocols.rules import RunRules
@@ -25,8 +26,8 @@ class Roll:
         self.own: Delegation | None = None
         self.trouble = ""
         self.epochs: Epochs = store.load_epochs()
+        self._rules = rules
         self._run = rules.run_id
-        self._members = rules.members
         self._store = store
         self._me = me
         self._file = file
@@ -35,11 +36,24 @@ class Roll:
 
     def admit(self, node: str, delegation: Delegation | None, at_ms: int) -> str:
         """Whose voice `node` has at `at_ms`; Refused if it has none. What it shows of its Member's epoch is remembered."""
-        found = owner(delegation, run=self._run, members=self._members, node=node, at_ms=at_ms)
+        found = owner(delegation, run=self._run, members=self._rules.members, node=node, at_ms=at_ms)
         if delegation is not None:
             self._learn(delegation)
             self.epochs.check(delegation)
         return found
+
+    def admit_caller(self, peer: str, claim: Claim, round: int) -> None:
+        self.admit(peer, claim.delegation, self._rules.schedule.boundary(round))
+
+    def admit_roster(self, roster: Roster) -> None:
+        roster.owners(self._rules)
+        for peer, claim in zip(roster.members, roster.claims, strict=True):
+            self.admit_caller(peer, claim, roster.round)
+
+    def heard(self, roster: Roster) -> None:
+        """Of a log entry that others committed, and which was checked: what they admitted stands, and teaches epochs."""
+        for delegation in roster.delegations(roster.members):
+            self._learn(delegation)
 
     def _learn(self, delegation: Delegation) -> None:
         epochs = self.epochs.seen(delegation)
@@ -52,7 +66,7 @@ class Roll:
 
     def look(self, at_ms: int) -> None:
         """Read our own delegation anew, for its file may have been replaced; it has to hold at `at_ms`."""
-        own = None if not self._members else self._look()
+        own = None if not self._rules.members else self._look()
         trouble = own if isinstance(own, str) else ""
         self.own = own if isinstance(own, Delegation) else None
         try:

@@ -152,8 +152,7 @@ class Session:
         self.roll = Roll(rules, self.store, self.node.peer_id, self.config.run.delegation, verify)
         self.neighbours.admit = self.roll.admit
         layout = rules.layout()
-        self._fetcher.entry_bytes = entry_bytes(rules)
-        self._fetcher.genesis = rules.model.genesis
+        self._fetcher.agreed, self._fetcher.entry_bytes = rules, entry_bytes(rules)
         self._fetcher.round_now = lambda: rules.schedule.round_at(now_ms())
         self.keeper = Keeper(
             rules, layout, self.store, self._fetcher, verify,
@@ -173,13 +172,15 @@ class Session:
         self._spawn(self._watch())
 
     async def _furnish(self, rules: RunRules) -> None:
+        assert self.roll is not None
         meetings = Meetings()
         sizes = Sizes(lambda n: offer_bytes(rules, n), lambda n: part_bytes(rules, n))
         gathering = Gathering(
-            self.node, rules.run_id, rules.averaging.min_peers, self.identity.sign, verify, lambda: rules.schedule.round_at(now_ms())
-        )
+            self.node, rules.run_id, rules.averaging.min_peers, self.identity.sign, verify,
+            lambda: rules.schedule.round_at(now_ms()), self.roll,
+        )  # fmt: skip
         reduction = Reduction(self.node, meetings, sizes, self.identity.sign, verify)
-        settlement = Settlement(self.node, meetings, sizes, self.identity.sign, verify, self.store.keep_proof)
+        settlement = Settlement(self.node, meetings, sizes, self.identity.sign, verify, self.store.keep_proof, rules.members)
         donor = Donor(self.node, self.store, self.config.network.max_serve_bytes, self._averaging)
         self.averaging = Averaging(rules, self.keeper, self.node, gathering, reduction, settlement, now_ms)
         for room in (gathering, reduction, settlement, donor, self.reach):
@@ -278,7 +279,9 @@ class Session:
             case rounds.Rest():
                 self._order(Stop(0, 0))
             case rounds.Gather(round):
-                self._stage_is(round, self.averaging.gather(self.node.meter.rate() if self.reach.reachable is not False else 0))
+                assert self.roll is not None
+                rate = self.node.meter.rate() if self.reach.reachable is not False else 0
+                self._stage_is(round, self.averaging.gather(rate, self.roll.own))
             case rounds.Reduce(roster):
                 self._stage_is(roster.round, self.averaging.reduce(roster))
             case rounds.Settle(round):
@@ -352,6 +355,8 @@ class Session:
         self._stage = self._spawn(run())
 
     def _replayed(self, entry: Entry, parts: list[bytes]) -> None:
+        assert self.roll is not None
+        self.roll.heard(entry.roster)
         self.history.replayed(entry)
         self.averaging.followed(entry, parts)
 

@@ -80,11 +80,14 @@ def delegations(
 
 
 def roster(
-    people: Sequence[Person], *, round: int = 7, fragment: int = 1, before: str = "b0" * 32, run: str = RUN, reducers: int = 0
-) -> Roster:
+    people: Sequence[Person], *, round: int = 7, fragment: int = 1, before: str = "b0" * 32, run: str = RUN, reducers: int = 0,
+    delegated: Sequence[Delegation] = (),
+) -> Roster:  # fmt: skip
     """`reducers`: how many of the members, the first ones, reduce; 0: all. Nobody's offer holds anything: see lineages.exchanging."""
     members = order(run, round, [person.peer for person in people])
     claims = [BLANK if place < (reducers or len(members)) else replace(BLANK, rate=0) for place in range(len(members))]
+    shown = {delegation.node: delegation for delegation in delegated}
+    claims = [replace(claim, delegation=shown.get(peer)) for peer, claim in zip(members, claims, strict=True)]
     return Roster(run, round, fragment, before, tuple(members), tuple(claims))
 
 

@@ -29,7 +29,7 @@ async def lived(peer: Peer, seen: list[str]) -> Story:
     history.enter(State.STOPPING)
     peer.begin(seen)
     stages: list[tuple[State, Any]] = [
-        (State.GATHERING, lambda: averaging.gather(peer.rate)),
+        (State.GATHERING, lambda: averaging.gather(peer.rate, None)),
         (State.REDUCING, lambda: averaging.reduce(event.roster)),  # type: ignore[union-attr]
         (State.SETTLING, averaging.settle),
         (State.COMMITTING, averaging.commit),

@@ -76,7 +76,7 @@ def keeper(line: Line, store: RunStore, donors: Donors | None = None, *, every: 
     heard = told if told is not None else []
     node: Any = donors or Donors()
     fetcher = Fetcher(node, line.rules.run_id, verify)
-    fetcher.entry_bytes, fetcher.genesis = 1 << 20, line.rules.model.genesis
+    fetcher.agreed, fetcher.entry_bytes = line.rules, 1 << 20
     return Keeper(line.rules, line.base.layout, store, fetcher, verify, every, 3, lambda entry, _: heard.append(entry), lambda: None)
 
 

@@ -78,8 +78,7 @@ async def watched(folder: Path, line: Line, shelves: Sequence[Shelf | None]) -> 
                 await Donor(node, shelf).serve()
             for other in others:
                 await until(lambda one=other: _greeted(here, one))
-        fetch = fetcher(here, line.rules.run_id)
-        fetch.genesis = line.rules.model.genesis
+        fetch = fetcher(here, line.rules)
         yield Watcher(here, line, fetch), list(others)
 
 

@@ -16,7 +16,7 @@ from tapestryd.host.store import RunStore
 from tapestryd.neighbours import Neighbours
 from tapestryd.roll import Roll
 from tapestryd.swarm.lineage import Fetcher
-from tests.people import CAST, MEMBERS, RULES, Person, delegations, in_roster_mode, verify
+from tests.people import CAST, MEMBERS, RULES, Person, delegations, in_roster_mode, roster, verify
 from tests.swarm.rooms import address, go, now_ms, start, until
 
 ADA, BO, CYD, DEE, *_ = CAST.values()
@@ -182,3 +182,20 @@ def test_neighbours_are_those_whom_a_member_sent(tmp_path: Path) -> None:
                 await node.stop()
 
     go(work)
+
+
+def test_a_roster_is_admitted_whole_or_not_at_all(tmp_path: Path) -> None:
+    """Epochs that were seen elsewhere count, and it teaches those that it shows; a log entry is believed as it is."""
+    here = roll(tmp_path)
+    good = roster([ADA, BO, CYD], run=RUN, delegated=[*given(NORTH, ADA, BO, epoch=3), *given(EAST, CYD)])
+    here.admit_roster(good)
+    assert here.epochs == Epochs({NORTH.peer: 3, EAST.peer: 1})
+    with pytest.raises(Refused) as refused:
+        here.admit_roster(roster([ADA, CYD], run=RUN, delegated=[*given(NORTH, ADA, epoch=2), *given(EAST, CYD)]))
+    assert refused.value.reason is Reason.REVOKED
+    with pytest.raises(Refused) as refused:
+        here.admit_roster(roster([ADA, CYD], run=RUN, delegated=given(NORTH, ADA, epoch=4)))
+    assert refused.value.reason is Reason.NOT_DELEGATED
+    assert here.epochs == Epochs({NORTH.peer: 3, EAST.peer: 1})
+    here.heard(roster([ADA, CYD], run=RUN, delegated=[*given(NORTH, ADA, epoch=2), *given(EAST, CYD, epoch=9)]))
+    assert here.epochs == Epochs({NORTH.peer: 3, EAST.peer: 9})

@@ -156,6 +156,7 @@ class RunStore:
         self.run_id = run_id
         self._log = path / "log"
         self._snapshots = path / "snapshots"
+        self._rules: RunRules | None = None
         self._layout: Layout | None = None
         self._kept: dict[str, Snapshot] = {}
         """Parsed manifests by file name: immutable, asked for with every piece."""
@@ -207,6 +208,13 @@ class RunStore:
 
     # Log.
 
+    @property
+    def _judge(self) -> RunRules | None:
+        """The rules that entries are held against."""
+        if self._rules is None:
+            self._rules = self.load_rules()
+        return self._rules
+
     def _entry(self, height: int) -> Path:
         return self._log / f"{height:010d}.entry"
 
@@ -225,20 +233,20 @@ class RunStore:
     def load_entry(self, height: int, verify: Verify) -> tuple[Entry, list[bytes]] | None:
         """Entry and parts, verified; a damaged file is set aside and is as good as absent."""
         path = self._entry(height)
-        if not path.exists():
+        if self._judge is None or not path.exists():
             return None
         try:
-            return Entry.split(path.read_bytes(), self.run_id, verify)
+            return Entry.split(path.read_bytes(), self._judge, verify)
         except Refused as refused:
             set_aside(path, str(refused))
             return None
 
     def entry_head(self, height: int, verify: Verify) -> Entry | None:
         """What an entry certifies, without its parts; None if it is not here, or not good."""
-        if self.entry_size(height) is None:
+        if self._judge is None or self.entry_size(height) is None:
             return None
         try:
-            return Entry.parse(self.read_entry(height, 0, limits.FRAME_BYTES + 16), self.run_id, verify)[0]
+            return Entry.parse(self.read_entry(height, 0, limits.FRAME_BYTES + 16), self._judge, verify)[0]
         except Refused:
             return None
 

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from protocols import limits
 from protocols.canonical import Json, Sign, Signed, Verify, take
@@ -52,14 +53,22 @@ class NoRoster(Gone):
         self.passed_over = tuple(passed_over)
 
 
+class Roll(Protocol):
+    """Who has a voice in the run. Both raise Refused."""
+
+    def admit_caller(self, peer: str, claim: Claim, round: int) -> None: ...
+    def admit_roster(self, roster: Roster) -> None: ...
+
+
 class Gathering:
-    def __init__(self, node: Node, run: str, min_peers: int, sign: Sign, verify: Verify, round_now: Callable[[], int]) -> None:
+    def __init__(self, node: Node, run: str, min_peers: int, sign: Sign, verify: Verify, round_now: Callable[[], int], roll: Roll) -> None:
         self._node = node
         self._run = run
         self._min_peers = min_peers
         self._sign = sign
         self._verify = verify
         self._round_now = round_now
+        self._roll = roll
         self._parked: dict[tuple[int, str], _Parked] = {}
 
     async def serve(self) -> None:
@@ -68,9 +77,10 @@ class Gathering:
     async def _called(self, stream: Stream) -> None:
         head, _ = await stream.receive(0)
         take(head, {"round": int, "before": str, "claim": dict})
-        claim = Claim.from_body(head["claim"])
+        claim = Claim.from_body(head["claim"], self._verify)
         if abs(head["round"] - self._round_now()) > 1:
             raise Refused(Reason.OTHER_ROUND, f"round {head['round']} is not now")
+        self._roll.admit_caller(stream.peer, claim, head["round"])
         for key, other in list(self._parked.items()):  # one call a peer: nobody crowds out the others
             if other.callers.pop(stream.peer, None) is not None and not other.callers and not other.led:
                 self._close(key, {"refused": Reason.OTHER_ROUND.value, "detail": "called elsewhere since"})
@@ -141,14 +151,25 @@ class Gathering:
                 await asyncio.wait_for(parked.changed.wait(), max(0.0, closes - loop.time()))
         for peer in [peer for peer in parked.callers if self._node.door.shut(peer)]:  # banned since it called
             del parked.callers[peer]
-        claims = {**parked.callers, self._node.peer_id: claim}
+        claims = {peer: said for peer, said in parked.callers.items() if self._admitted(peer, said, key[0])}
+        claims[self._node.peer_id] = claim
         members = order(self._run, key[0], claims)
         if len(members) < self._min_peers or not any(claim.rate for claim in claims.values()):
             self._close(key, {"refused": Reason.OUT_OF_RANGE.value, "detail": f"only {len(members)} came"})
             raise Gone(f"only {len(members)} of at least {self._min_peers} came to our own roster")
         roster = Roster(self._run, key[0], fragment, key[1], tuple(members), tuple(claims[peer] for peer in members))
+        self._roll.admit_roster(roster)
         self._close(key, {"roster": Signed.make("roster", roster.to_body(), self._node.peer_id, self._sign).to_json()})
         return roster
+
+    def _admitted(self, peer: str, claim: Claim, round: int) -> bool:
+        """Whether `peer`, who was admitted when it called, still is: a later caller may have shown a greater epoch of its Member."""
+        try:
+            self._roll.admit_caller(peer, claim, round)
+        except Refused as refused:
+            self._node.refused(refused, "call", peer)
+            return False
+        return True
 
     async def _call(self, leader: str, key: tuple[int, str], fragment: int, claim: Claim, closes: float) -> Roster:
         loop = asyncio.get_running_loop()
@@ -164,7 +185,9 @@ class Gathering:
         except TimeoutError:
             raise Gone("no roster in its window") from None
         take(head, {"roster": dict})
-        return accept(
+        roster = accept(
             head["roster"], run=self._run, round=key[0], fragment=fragment, before=key[1], me=self._node.peer_id,
             claim=claim, leader=leader, min_peers=self._min_peers, verify=self._verify,
         )  # fmt: skip
+        self._roll.admit_roster(roster)
+        return roster

@@ -45,10 +45,11 @@ class Fetcher:
         self._node = node
         self._run = run
         self._verify = verify
+        self.agreed: RunRules | None = None
         self.entry_bytes = 0
-        self.genesis = ""
         self.round_now: Callable[[], int] = lambda: limits.INTEGER
-        """The largest entry that the rules allow, the digest of genesis, and which round it is; set once the rules are known."""
+        """The rules, the largest entry that they allow, and which round it is; set once they are known. Until then no entry is
+        asked for."""
         self._proven: dict[Tip, Whole | None] = {}
         """Tips whose certificate we have seen, newest last; with the entry if the proof held all of it."""
 
@@ -63,6 +64,10 @@ class Fetcher:
                 self._node.refused(refused, what, donor)
                 why = str(refused)
         raise Gone(f"{what}: {why}")
+
+    def _rules(self) -> RunRules:
+        assert self.agreed is not None, "whoever asks for entries has the rules"
+        return self.agreed
 
     async def rules(self, donors: Sequence[str]) -> RunRules:
         """The rules of our run, of its hash."""
@@ -102,7 +107,7 @@ class Fetcher:
 
     async def certificate(self, donors: Sequence[str], tip: Tip) -> Whole | None:
         """The whole entry that led to `tip`, from donors that keep a snapshot of it; None for genesis."""
-        if tip == Tip(0, 0, self.genesis):
+        if tip == Tip(0, 0, self._rules().model.genesis):
             return None
         async with self.entries(donors, tip.height, tip) as coming:
             async for _, _, whole in coming:
@@ -161,7 +166,7 @@ class Fetcher:
             return
         whole: Whole | None = None
         if tip.height == 0:
-            if tip != Tip(0, 0, self.genesis):
+            if tip != Tip(0, 0, self._rules().model.genesis):
                 raise Refused(Reason.NO_QUORUM, "not the genesis of the rules")
         else:
             try:
@@ -174,14 +179,14 @@ class Fetcher:
             if entry.tip != tip:
                 raise Refused(Reason.NO_QUORUM, f"its entry {tip.height} is no certificate of what it announces")
             if start + sum(entry.sizes) == len(body):
-                whole = await asyncio.to_thread(Entry.split, bytes(body), self._run, self._verify)
+                whole = await asyncio.to_thread(Entry.split, bytes(body), self._rules(), self._verify)
         self._proven[tip] = whole
         if len(self._proven) > _PROVEN:
             del self._proven[next(iter(self._proven))]
 
     def _parse(self, data: bytes) -> tuple[Entry, int]:
         """As Entry.parse. Refused if it is of a round that is yet to come: nothing that is committed until then could follow it."""
-        entry, start = Entry.parse(data, self._run, self._verify)
+        entry, start = Entry.parse(data, self._rules(), self._verify)
         if entry.vote.round > self.round_now() + 1:
             raise Refused(Reason.OTHER_ROUND, f"an entry of round {entry.vote.round} in round {self.round_now()}")
         return entry, start
@@ -204,7 +209,7 @@ class Fetcher:
         assert entry is not None
         if entry.vote.height != height:
             raise Refused(Reason.OTHER_ROUND, f"an entry of height {entry.vote.height} for {height}")
-        return await asyncio.to_thread(Entry.split, bytes(data), self._run, self._verify)
+        return await asyncio.to_thread(Entry.split, bytes(data), self._rules(), self._verify)
 
     async def _ask_entry(
         self, donor: str, height: int, offset: int, size: int, has: Callable[[int], None] | None = None

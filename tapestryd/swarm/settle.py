@@ -6,11 +6,11 @@ What a vote says and when votes are enough is in protocols/settling.py.
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from protocols.canonical import Sign, Signed, Verify, is_digest, take
 from protocols.refusal import Reason, Refused
-from protocols.settling import Vote, equivocation, made_by, merkle, quorum, winner
+from protocols.settling import Vote, decided, equivocation, made_by, merkle, quorum
 from tapestryd.swarm.meeting import Meeting, Meetings, Sizes
 from tapestryd.swarm.node import Node
 from tapestryd.swarm.streams import Gone, Stream
@@ -30,13 +30,18 @@ class Unsettled(Exception):
 
 
 class Settlement:
-    def __init__(self, node: Node, meetings: Meetings, sizes: Sizes, sign: Sign, verify: Verify, keep_proof: KeepProof) -> None:
+    """`members`: of the run, in roster mode."""
+
+    def __init__(
+        self, node: Node, meetings: Meetings, sizes: Sizes, sign: Sign, verify: Verify, keep_proof: KeepProof, members: Sequence[str]
+    ) -> None:
         self._node = node
         self._meetings = meetings
         self._sizes = sizes
         self._sign = sign
         self._verify = verify
         self._keep_proof = keep_proof
+        self._members = members
         self._comparing: set[asyncio.Task[None]] = set()
 
     async def serve(self) -> None:
@@ -85,15 +90,14 @@ class Settlement:
             self._compare_with(meeting, peer)
         others = [peer for peer in meeting.roster.members if peer != self._node.peer_id]
         pushes = [asyncio.create_task(self._push(peer, signed, parts)) for peer in others]
-        members = len(meeting.roster.members)
 
-        def decided() -> bool:
-            votes = [ballot[1] for ballot in meeting.ballots.values()]
-            return len(votes) == members or winner(votes, members, present) is not None
+        def result() -> Vote | None:
+            ballots = {peer: ballot[1] for peer, ballot in meeting.ballots.items()}
+            return decided(ballots, meeting.roster, self._members, present)
 
         try:
-            await meeting.wait(decided, by)
-            won = winner([ballot[1] for ballot in meeting.ballots.values()], members, present)
+            await meeting.wait(lambda: len(meeting.ballots) == len(meeting.roster.members) or result() is not None, by)
+            won = result()
             if won is None:
                 raise Unsettled("no_majority")
             if won != vote:

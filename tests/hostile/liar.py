@@ -22,7 +22,7 @@ from protocols.grouping import Claim, Roster, order
 from protocols.rules import RunRules
 from protocols.settling import Vote, merkle, part_body
 from tapestryd.exchange import Exchange, Offer
-from tests.people import RATE, Person
+from tests.people import RATE, Person, verify
 from tests.swarm.rooms import identity
 
 LENGTHS = struct.Struct("<IQ")
@@ -175,7 +175,7 @@ class Liar:
 
         async def called(peer: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             head, _ = await read(reader)
-            claims[peer] = Claim.from_body(loads(head, 1 << 20)["claim"])
+            claims[peer] = Claim.from_body(loads(head, 1 << 20)["claim"], verify)
             writer.write(framed({"accepted": True}))
             if len(claims) == callers:
                 everybody.set()

@@ -10,7 +10,8 @@ from protocols import limits
 from protocols.canonical import Json, dumps, loads
 from protocols.refusal import Reason
 from tapestryd.neighbours import Neighbours
-from tapestryd.swarm.lineage import Donor, Fetcher
+from tapestryd.swarm.donor import Donor
+from tapestryd.swarm.lineage import Fetcher
 from tapestryd.swarm.reach import Reach
 from tests.hostile.liar import LENGTHS, framed, read
 from tests.hostile.world import World, fought, idle
@@ -45,6 +46,7 @@ ENDED = [b"", b"\x01", LENGTHS.pack(100, 0) + b"{", LENGTHS.pack(2, 0) + b"{", L
 async def open_all(peer: Peer) -> None:
     """The doors that a session has and a round does not need."""
     fetcher = Fetcher(peer.node, peer.rules.run_id, verify)
+    fetcher.agreed = peer.rules
     await Donor(peer.node, peer.keeper.store).serve()
     await Reach(peer.node, lambda _: ()).serve()
     await Neighbours(peer.node, peer.rules.run_id, verify, fetcher, lambda: None).serve()

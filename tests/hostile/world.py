@@ -78,7 +78,7 @@ class World:
     async def joins(self, turn: Turn, claim: Claim, *, leader: int = 0) -> Roster:
         """The liar calls the leader, or the second one, and gets its roster."""
         head = await self.liar.call(turn.order[leader], turn.number, turn.before.base, claim)
-        return Roster.from_body(loads(head, 1 << 20)["roster"]["body"])
+        return Roster.from_body(loads(head, 1 << 20)["roster"]["body"], verify)
 
     async def brings(self, roster: Roster, offer: Offer, bent: Callable[[bytes], bytes] = bytes) -> None:
         """The liar's offer goes to all other reducers, and what they answer is dropped."""
@@ -148,7 +148,7 @@ async def world(folder: Path, count: int, *, average_ms: int) -> AsyncIterator[W
                 node.hint({**{peer: found for peer, found in at.items() if peer != node.peer_id}, evil.peer: await evil.addresses()})
                 store = RunStore(folder / person.name, made.run_id)
                 store.keep_rules(made, b"")
-                peer = Peer(node, person, made, store, here.now_ms)
+                peer = Peer(node, person, made, store, clock=here.now_ms)
                 peer.keeper.base.theta.copy_(base.theta)
                 peer.keeper.base.pairs = list(base.pairs)
                 peer.keeper.base.tip = Tip(0, 0, made.model.genesis)

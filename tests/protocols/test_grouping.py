@@ -17,8 +17,9 @@ import protocols
 from protocols import limits
 from protocols.canonical import Signed, digest, dumps
 from protocols.grouping import BITMAP_BYTES, CELLS, Claim, Roster, accept, bitmap, cells, in_bitmap, order, shares
+from protocols.membership import Delegation
 from protocols.refusal import Reason, Refused
-from tests.people import CAST, RUN, Person, roster, verify
+from tests.people import CAST, MEMBERS, RULES, RUN, Person, certified, delegations, in_roster_mode, roster, verify
 
 VECTOR = json.loads((Path(protocols.__file__).parent / "vectors" / "roster.json").read_text())
 PEOPLE = list(CAST.values())
@@ -30,7 +31,7 @@ def test_reads_and_writes_the_vector() -> None:
         assert order(VECTOR["run"], int(round), [key["peer"] for key in VECTOR["keys"]]) == members
     signed = Signed.from_json(VECTOR["signed"], "roster", verify)
     assert Signed.message("roster", signed.body).decode() == VECTOR["message"]
-    read = Roster.from_body(signed.body)
+    read = Roster.from_body(signed.body, verify)
     assert read.digest == VECTOR["digest"] == digest(dumps(signed.body))
     assert Signed.make("roster", read.to_body(), signed.peer, CAST[signed.peer].sign) == signed
     assert [list(part) for part in read.parts()] == VECTOR["parts"]["cells"]
@@ -104,7 +105,7 @@ def test_parts_cover_exactly(rates: list[int], elements: int, block: int) -> Non
 )
 def test_a_claim_comes_back(steps: int, rate: int, norms: list[float]) -> None:
     claim = Claim.of(steps, rate, [abs(norm) for norm in norms])
-    assert Claim.from_body(claim.to_body()) == claim
+    assert Claim.from_body(claim.to_body(), verify) == claim
     assert claim.norm == pytest.approx(math.hypot(*norms), rel=1e-9)
 
 
@@ -130,7 +131,7 @@ def test_a_claim_comes_back(steps: int, rate: int, norms: list[float]) -> None:
 def test_each_other_claim_is_refused_with_its_reason(changed: dict[str, object], reason: Reason) -> None:
     good = Claim(3, 5, (1.5,) * CELLS).to_body()
     with pytest.raises(Refused) as refused:
-        Claim.from_body({**good, **changed})
+        Claim.from_body({**good, **changed}, verify)
     assert refused.value.reason is reason
 
 
@@ -230,3 +231,73 @@ def test_a_bitmap_names_somebody() -> None:
         in_bitmap(bytes(BITMAP_BYTES), 4)
     with pytest.raises(Refused):
         in_bitmap(b"", 4)
+
+
+# Roster mode.
+
+NORTH, SOUTH, EAST = MEMBERS
+WITH_MEMBERS = in_roster_mode(RULES)
+BOUNDARY = WITH_MEMBERS.schedule.boundary(7)
+
+
+def delegated(*shown: Delegation) -> Roster:
+    return roster(PEOPLE[:3], run=WITH_MEMBERS.run_id, delegated=shown)
+
+
+def given(member: Person, *nodes: Person, **changed: object) -> list[Delegation]:
+    return delegations(member, nodes, **{"run": WITH_MEMBERS.run_id, **changed})  # type: ignore[arg-type]
+
+
+ADA, BO, CYD = PEOPLE[:3]
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        ([*given(NORTH, ADA, BO), *given(EAST, CYD)], {ADA: NORTH, BO: NORTH, CYD: EAST}),
+        ([*given(NORTH, ADA, BO, not_after_ms=BOUNDARY), *given(EAST, CYD)], {ADA: NORTH, BO: NORTH, CYD: EAST}),
+        ([*given(NORTH, ADA, BO, not_after_ms=BOUNDARY - 1), *given(EAST, CYD)], Reason.EXPIRED),
+        (given(NORTH, ADA, BO), Reason.NOT_DELEGATED),
+        ([*given(NORTH, ADA, BO), *given(PEOPLE[5], CYD)], Reason.NOT_DELEGATED),
+        ([*given(NORTH, ADA, BO), *given(EAST, CYD, run=RUN)], Reason.OTHER_RUN),
+        ([*given(NORTH, ADA, epoch=1), *given(NORTH, BO, epoch=2), *given(EAST, CYD)], Reason.REVOKED),
+        ([*given(NORTH, ADA, epoch=2), *given(NORTH, BO, epoch=1), *given(EAST, CYD)], Reason.REVOKED),
+        ([*given(NORTH, ADA, epoch=2), *given(SOUTH, BO, epoch=1), *given(EAST, CYD)], {ADA: NORTH, BO: SOUTH, CYD: EAST}),
+    ],
+)
+def test_whose_voices_a_roster_has(shown: list[Delegation], expected: dict[Person, Person] | Reason) -> None:
+    made = delegated(*shown)
+    if isinstance(expected, Reason):
+        with pytest.raises(Refused) as refused:
+            made.owners(WITH_MEMBERS)
+        assert refused.value.reason is expected
+    else:
+        assert dict(zip(made.members, made.owners(WITH_MEMBERS), strict=True)) == {a.peer: b.peer for a, b in expected.items()}
+    assert Roster.from_body(made.to_body(), verify) == made
+
+
+def test_in_an_open_run_every_member_has_its_own_voice() -> None:
+    assert ROSTER.owners(RULES) == ROSTER.members
+    made = roster(PEOPLE[:3], delegated=delegations(NORTH, [ADA]))
+    with pytest.raises(Refused) as refused:
+        made.owners(RULES)
+    assert refused.value.reason is Reason.OUT_OF_RANGE
+
+
+def test_a_claim_shows_only_what_a_member_signed() -> None:
+    body = delegated(*given(NORTH, ADA, BO), *given(EAST, CYD)).to_body()
+    body["claims"][0]["delegation"]["body"]["epoch"] += 1
+    with pytest.raises(Refused) as refused:
+        Roster.from_body(body, verify)
+    assert refused.value.reason is Reason.BAD_SIGNATURE
+
+
+def test_the_largest_roster_fits_in_a_frame() -> None:
+    """256 nodes with claims and delegations, signed; and the log entry's head, with a vote of each, too."""
+    people = [Person(f"node {number}") for number in range(limits.ROSTER_MEMBERS)]
+    shown = [delegation for at in range(0, len(people), 64) for delegation in delegations(Person(f"{at}"), people[at : at + 64])]
+    largest = Claim(limits.STEPS, limits.RATE, (1.0,) * CELLS)
+    made = replace(roster(people), claims=tuple(replace(largest, delegation=delegation) for delegation in shown))
+    assert len(dumps({"roster": Signed.make("roster", made.to_body(), people[0].peer, people[0].sign).to_json()})) < limits.FRAME_BYTES
+    entry = certified(made, [b""] * len(people), people)
+    assert len(entry.head()) < limits.FRAME_BYTES

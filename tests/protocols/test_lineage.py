@@ -13,8 +13,9 @@ import protocols
 from protocols import limits
 from protocols.canonical import Signed, digest, dumps, loads
 from protocols.lineage import MAGIC, Entry, Snapshot, Tip, base_digest, follow, piece_count
+from protocols.membership import Delegation
 from protocols.refusal import Reason, Refused
-from tests.people import CAST, RULES, RUN, certified, roster, verify, vote
+from tests.people import CAST, MEMBERS, RULES, RUN, Person, certified, delegations, in_roster_mode, roster, rules, verify, vote
 
 VECTOR = json.loads((Path(protocols.__file__).parent / "vectors" / "entry.json").read_text())
 PARTS = [bytes([i]) * (40 + i) for i in range(3)]
@@ -26,7 +27,8 @@ WHOLE = ENTRY.head() + b"".join(PARTS)
 
 def test_reads_and_writes_the_vector() -> None:
     data = bytes.fromhex(VECTOR["bytes"])
-    entry, parts = Entry.split(data, VECTOR["run"], verify)
+    assert VECTOR["run"] == RUN
+    entry, parts = Entry.split(data, RULES, verify)
     assert [part.hex() for part in parts] == VECTOR["parts"]
     assert entry.tip == Tip(**VECTOR["tip"])
     assert entry.head() + b"".join(parts) == data == WHOLE
@@ -34,14 +36,14 @@ def test_reads_and_writes_the_vector() -> None:
 
 
 def test_the_head_says_where_the_parts_begin() -> None:
-    entry, start = Entry.parse(WHOLE, RUN, verify)
+    entry, start = Entry.parse(WHOLE, RULES, verify)
     assert (entry, WHOLE[start:]) == (ENTRY, b"".join(PARTS))
-    assert Entry.parse(WHOLE[:start], RUN, verify) == (ENTRY, start)
+    assert Entry.parse(WHOLE[:start], RULES, verify) == (ENTRY, start)
 
 
 def tampered(change: object, tail: bytes = b"".join(PARTS)) -> bytes:
     """WHOLE with its head's JSON changed by `change(body)`."""
-    _, start = Entry.parse(WHOLE, RUN, verify)
+    _, start = Entry.parse(WHOLE, RULES, verify)
     body = loads(WHOLE[12:start], 1 << 20)
     change(body)  # type: ignore[operator]
     raw = dumps(body)
@@ -117,7 +119,7 @@ def test_each_tampering_is_refused_with_its_reason(data: object, reason: Reason)
     if reason is Reason.NO_QUORUM and set(OTHER.members[:1]) <= set(ROSTER.members[:2]):
         pytest.skip("the outsider would be an insider")
     with pytest.raises(Refused) as refused:
-        Entry.split(data(), RUN, verify)  # type: ignore[operator]
+        Entry.split(data(), RULES, verify)  # type: ignore[operator]
     assert refused.value.reason is reason
 
 
@@ -126,33 +128,33 @@ def test_votes_for_another_result_do_not_add_up() -> None:
     stray = vote(ROSTER, PARTS, after="ee" * 32)
     mixed = replace(ENTRY, votes=(*ENTRY.votes[:2], Signed.make("vote", stray.to_body(), VOTERS[2].peer, VOTERS[2].sign)))
     with pytest.raises(Refused) as refused:
-        Entry.split(mixed.head() + b"".join(PARTS), RUN, verify)
+        Entry.split(mixed.head() + b"".join(PARTS), RULES, verify)
     assert refused.value.reason is Reason.BAD_SIGNATURE
 
 
 def test_an_entry_of_another_run_is_refused() -> None:
     with pytest.raises(Refused) as refused:
-        Entry.parse(WHOLE, "00" * 32, verify)
+        Entry.parse(WHOLE, rules(fragments=1), verify)
     assert refused.value.reason is Reason.OTHER_RUN
 
 
 def test_cut_at_each_byte_it_is_refused() -> None:
     for end in range(len(WHOLE)):
         with pytest.raises(Refused):
-            Entry.split(WHOLE[:end], RUN, verify)
+            Entry.split(WHOLE[:end], RULES, verify)
 
 
 @settings(max_examples=200)
 @given(st.integers(0, len(WHOLE) - 1), st.integers(1, 255))
 def test_any_byte_changed_it_is_refused(at: int, flip: int) -> None:
     with pytest.raises(Refused):
-        Entry.split(WHOLE[:at] + bytes([WHOLE[at] ^ flip]) + WHOLE[at + 1 :], RUN, verify)
+        Entry.split(WHOLE[:at] + bytes([WHOLE[at] ^ flip]) + WHOLE[at + 1 :], RULES, verify)
 
 
 @given(st.binary(max_size=64).map(lambda tail: MAGIC + tail) | st.binary(max_size=40))
 def test_hostile_bytes_are_refused(data: bytes) -> None:
     with pytest.raises(Refused):
-        Entry.split(data, RUN, verify)
+        Entry.split(data, RULES, verify)
 
 
 JSON = st.recursive(
@@ -174,7 +176,7 @@ def test_any_value_in_any_field_is_refused(field: str, value: object) -> None:
     except Refused:  # beyond 2^53: it cannot even be said
         return
     with pytest.raises(Refused):
-        Entry.split(data, RUN, verify)
+        Entry.split(data, RULES, verify)
 
 
 def test_the_largest_certificate_fits_a_frame() -> None:
@@ -297,3 +299,39 @@ def test_too_little_coverage_does_not_follow() -> None:
         with pytest.raises(Refused) as refused:
             follow(BEFORE, entry, RULES.averaging, last_round=6)
         assert refused.value.reason is Reason.OUT_OF_RANGE
+
+
+# Roster mode.
+
+NORTH, SOUTH, EAST = MEMBERS
+ADA, BO, CYD, DEE, *_ = CAST.values()
+WITH_MEMBERS = in_roster_mode(RULES)
+HELD = WITH_MEMBERS.schedule.boundary(7)
+
+
+def _signed(member: Person, *nodes: Person, **changed: int) -> list[Delegation]:
+    return delegations(member, nodes, run=WITH_MEMBERS.run_id, **changed)
+
+
+@pytest.mark.parametrize(
+    ("shown", "voters", "reason"),
+    [
+        ([*_signed(NORTH, ADA, BO), *_signed(SOUTH, CYD)], [ADA, BO, CYD], None),
+        ([*_signed(NORTH, ADA, BO, not_after_ms=HELD), *_signed(SOUTH, CYD)], [ADA, BO, CYD], None),
+        ([*_signed(NORTH, ADA, BO), *_signed(SOUTH, CYD)], [ADA, CYD], Reason.NO_QUORUM),
+        (_signed(NORTH, ADA, BO, CYD), [ADA, BO, CYD], Reason.NO_QUORUM),
+        ([*_signed(NORTH, ADA, BO, not_after_ms=HELD - 1), *_signed(SOUTH, CYD)], [ADA, BO, CYD], Reason.EXPIRED),
+        ([*_signed(NORTH, ADA), *_signed(SOUTH, CYD)], [ADA, BO, CYD], Reason.NOT_DELEGATED),
+        ([*_signed(DEE, ADA), *_signed(SOUTH, CYD), *_signed(EAST, BO)], [ADA, BO, CYD], Reason.NOT_DELEGATED),
+        ([*_signed(NORTH, ADA, epoch=1), *_signed(NORTH, BO, epoch=2), *_signed(SOUTH, CYD)], [ADA, BO, CYD], Reason.REVOKED),
+    ],
+)
+def test_an_entry_in_roster_mode_is_judged_by_the_rules_alone(shown: list[Delegation], voters: list[Person], reason: Reason | None) -> None:
+    made = certified(roster([ADA, BO, CYD], run=WITH_MEMBERS.run_id, delegated=shown), PARTS, voters)
+    whole = made.head() + b"".join(PARTS)
+    if reason is None:
+        assert Entry.split(whole, WITH_MEMBERS, verify) == (made, PARTS)
+        return
+    with pytest.raises(Refused) as refused:
+        Entry.split(whole, WITH_MEMBERS, verify)
+    assert refused.value.reason is reason

@@ -16,6 +16,7 @@ from protocols import limits
 from protocols.canonical import Signed, dumps
 from protocols.membership import Delegation, Epochs, from_file, maybe, member_quorum, owner, to_file
 from protocols.refusal import Reason, Refused
+from protocols.settling import quorum
 from tests.people import CAST, MEMBERS, RUN, Person, delegations, verify
 
 VECTOR = json.loads((Path(protocols.__file__).parent / "vectors" / "membership.json").read_text())
@@ -207,7 +208,7 @@ def voters(*shares: tuple[Person, Person, int]) -> list[Delegation]:
         ([(NORTH, ADA, 1), (NORTH, ADA, 1), (SOUTH, BO, 3), (SOUTH, BO, 3)], False),  # a node counts once
     ],
 )
-def test_more_than_half_of_all_members(shares: list[tuple[Person, Person, int]], enough: bool) -> None:
+def test_a_quorum_of_all_members(shares: list[tuple[Person, Person, int]], enough: bool) -> None:
     assert member_quorum(IDS, voters(*shares)) is enough
 
 
@@ -239,6 +240,28 @@ def test_no_two_results_have_a_quorum(sizes: list[int], data: st.DataObject) -> 
     first, second, silent = (member_quorum(ids, part) for part in split)
     assert first + second + silent <= 1
     assert member_quorum(ids, [*split[0], *split[1], *split[2]])
+
+
+@given(st.lists(st.integers(1, 3), min_size=1, max_size=7), st.data())
+def test_liars_who_vote_for_both_make_no_second_result(sizes: list[int], data: st.DataObject) -> None:
+    """The nodes of less than a third of the Members vote for either; the others' nodes each for one."""
+    members = [Person(f"member {number}") for number in range(len(sizes))]
+    lying = data.draw(st.integers(0, (len(sizes) - 1) // 3))
+    results: list[list[Delegation]] = [[], []]
+    for place, (member, size) in enumerate(zip(members, sizes, strict=True)):
+        for delegation in delegations(member, [Person(f"{member.name}.{node}") for node in range(size)]):
+            for result in (0, 1) if place < lying else (data.draw(st.integers(0, 1)),):
+                results[result].append(delegation)
+    ids = [member.peer for member in members]
+    assert not (member_quorum(ids, results[0]) and member_quorum(ids, results[1]))
+
+
+@pytest.mark.parametrize("count", range(1, 12))
+def test_members_of_one_node_each_count_as_peers_do(count: int) -> None:
+    members = [Person(f"member {number}") for number in range(count)]
+    voters = [delegations(member, [member])[0] for member in members]
+    for voting in range(count + 1):
+        assert member_quorum([member.peer for member in members], voters[:voting]) is (voting >= quorum(count))
 
 
 def _oracle(sizes: Sequence[int], voting: Sequence[int]) -> bool:

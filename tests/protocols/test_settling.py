@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 import protocols
 from protocols.canonical import Signed, digest
 from protocols.refusal import Reason, Refused
-from protocols.settling import Vote, coverage_ppm, equivocation, made_by, merkle, part_body, quorum, winner
-from tests.people import CAST, roster, verify, vote
+from protocols.settling import Vote, coverage_ppm, decided, equivocation, made_by, merkle, part_body, quorum, winner
+from tests.people import CAST, MEMBERS, RULES, Person, delegations, in_roster_mode, roster, verify, vote
 
 VECTOR = json.loads((Path(protocols.__file__).parent / "vectors" / "vote.json").read_text())
 PARTS = [b"one", b"two", b"three"]
@@ -202,3 +202,40 @@ def test_a_part_is_vouched_for_by_its_reducer_only(changed: dict[str, object], b
     with pytest.raises(Refused) as refused:
         made_by(Signed.make("part", {**good.body, **changed}, signer.peer, signer.sign).to_json(), of, 0, verify)
     assert refused.value.reason is reason
+
+
+NORTH, SOUTH, EAST = MEMBERS
+ADA, BO, CYD, DEE, EVE, _ = CAST.values()
+WITH_MEMBERS = in_roster_mode(RULES)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "voters", "wins"),
+    [
+        ([(NORTH, [ADA]), (SOUTH, [BO]), (EAST, [CYD])], [ADA, BO], True),
+        ([(NORTH, [ADA]), (SOUTH, [BO]), (EAST, [CYD])], [ADA], False),
+        ([(NORTH, [ADA]), (SOUTH, [BO])], [ADA, BO], True),  # two of three Members, the third away
+        ([(NORTH, [ADA, BO])], [ADA, BO], False),  # all of the roster, one Member
+        ([(NORTH, [ADA, BO]), (SOUTH, [CYD])], [ADA, BO, CYD], True),
+        ([(NORTH, [ADA, BO]), (SOUTH, [CYD])], [ADA, CYD], False),  # most of the roster, one voice and a half
+        ([(NORTH, [ADA, BO, CYD]), (SOUTH, [DEE]), (EAST, [EVE])], [DEE, EVE], False),  # two voices, but not most of the roster
+        ([(NORTH, [ADA, BO, CYD]), (SOUTH, [DEE]), (EAST, [EVE])], [ADA, BO, DEE, EVE], True),
+    ],
+)
+def test_what_wins_in_roster_mode(nodes: list[tuple[Person, list[Person]]], voters: list[Person], wins: bool) -> None:
+    """Whoever was present: a crowd that nobody delegated cannot hold a round up."""
+    shown = [delegation for member, theirs in nodes for delegation in delegations(member, theirs, run=WITH_MEMBERS.run_id)]
+    of = roster([person for _, theirs in nodes for person in theirs], run=WITH_MEMBERS.run_id, delegated=shown)
+    result = vote(of, PARTS)
+    ballots = {person.peer: result for person in voters}
+    for present in (1, 1000):
+        assert decided(ballots, of, WITH_MEMBERS.members, present) == (result if wins else None)
+    others = {peer: replace(result, after="ee" * 32) for peer in of.members if peer not in ballots}
+    assert decided({**ballots, **others}, of, WITH_MEMBERS.members, 1) in ((result,) if wins else (None, *others.values()))
+
+
+def test_what_wins_in_an_open_run_is_as_it_was() -> None:
+    of = roster([ADA, BO, CYD])
+    ballots = {peer: vote(of, PARTS) for peer in of.members[:2]}
+    assert decided(ballots, of, (), 3) == winner(list(ballots.values()), 3, 3) == vote(of, PARTS)
+    assert decided(ballots, of, (), 4) is None

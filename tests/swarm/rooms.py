@@ -14,6 +14,7 @@ import uvloop
 from protocols.canonical import loads
 from protocols.identity import identity_file, public_key
 from protocols.lineage import Tip
+from protocols.membership import Delegation
 from protocols.records import Presence
 from protocols.rounds import Committed, Event, Reduced, Rostered, Settled
 from protocols.rules import RunRules
@@ -22,6 +23,7 @@ from tapestryd.averaging import Averaging
 from tapestryd.exchange import offer_bytes, part_bytes
 from tapestryd.host.store import RunStore
 from tapestryd.keeper import Keeper
+from tapestryd.roll import Roll
 from tapestryd.swarm.gather import Gathering
 from tapestryd.swarm.lineage import Fetcher
 from tapestryd.swarm.meeting import Meetings, Sizes
@@ -29,7 +31,7 @@ from tapestryd.swarm.node import Node
 from tapestryd.swarm.reduce import Reduction
 from tapestryd.swarm.settle import Settlement
 from tests.lineages import PEOPLE, fresh, noise
-from tests.people import RATE, Person, verify
+from tests.people import RATE, Person, in_roster_mode, verify
 from tests.people import rules as plain_rules
 
 LISTEN = ["/ip4/127.0.0.1/tcp/0"]
@@ -105,17 +107,24 @@ def now_ms() -> int:
 class Peer:
     """One member with everything that a round needs: node, rooms, keeper and base, but no trainer and no Member."""
 
-    def __init__(self, node: Node, person: Person, rules: RunRules, store: RunStore, clock: Callable[[], int] = now_ms) -> None:
+    def __init__(
+        self, node: Node, person: Person, rules: RunRules, store: RunStore, delegation: Delegation | None = None,
+        clock: Callable[[], int] = now_ms,
+    ) -> None:  # fmt: skip
         self.node, self.person, self.rules = node, person, rules
         self.rate = RATE
+        self.roll = Roll(rules, store, person.peer, "", verify)
+        self.roll.own = delegation
         self.meetings = Meetings()
         sizes = Sizes(lambda n: offer_bytes(rules, n), lambda n: part_bytes(rules, n))
         self.gathering = Gathering(
-            node, rules.run_id, rules.averaging.min_peers, person.sign, verify, lambda: rules.schedule.round_at(clock())
-        )
+            node, rules.run_id, rules.averaging.min_peers, person.sign, verify,
+            lambda: rules.schedule.round_at(clock()), self.roll,
+        )  # fmt: skip
         self.reduction = Reduction(node, self.meetings, sizes, person.sign, verify)
-        self.settlement = Settlement(node, self.meetings, sizes, person.sign, verify, store.keep_proof)
+        self.settlement = Settlement(node, self.meetings, sizes, person.sign, verify, store.keep_proof, rules.members)
         fetcher = Fetcher(node, rules.run_id, verify)
+        fetcher.agreed = rules
         self.keeper = Keeper(rules, rules.layout(), store, fetcher, verify, 100, 3, lambda *_: None, lambda: None)
         self.averaging = Averaging(rules, self.keeper, node, self.gathering, self.reduction, self.settlement, clock)
 
@@ -130,7 +139,7 @@ class Peer:
     async def round(self, others: Sequence[str], number: int = 0) -> Event:
         """From a delta to Committed, or the Failed that it ends in."""
         self.begin(others, number)
-        event = await self.averaging.run(self.averaging.gather(self.rate), number)
+        event = await self.averaging.run(self.averaging.gather(self.rate, self.roll.own), number)
         if isinstance(event, Rostered):
             event = await self.averaging.run(self.averaging.reduce(event.roster), number)
         if isinstance(event, Reduced):
@@ -148,20 +157,28 @@ class Peer:
         return dict(self.node.refusals)
 
 
+Delegate = Callable[[RunRules], Sequence[Delegation]]
+"""What the Members of a run with these rules sign."""
+
+
 @asynccontextmanager
 async def peers(
-    folder: Path, count: int, *, average_ms: int = 3000, fragments: int = 2, bits: int = 8, **averaging: object
-) -> AsyncIterator[list[Peer]]:
-    """`count` members of one run at genesis, with round 0's boundary now: a third of `average_ms` to gather in, and so on."""
+    folder: Path, count: int, *, average_ms: int = 3000, fragments: int = 2, bits: int = 8, delegate: Delegate | None = None,
+    **averaging: object,
+) -> AsyncIterator[list[Peer]]:  # fmt: skip
+    """`count` members of one run at genesis, with round 0's boundary now: a third of `average_ms` to gather in, and so on.
+    With `delegate` the run is in roster mode, of tests.people.MEMBERS."""
     made, base = fresh(plain_rules(fragments, bits, **averaging))
     prefix = f"tapestry/1/{count}"
     async with nodes(folder, count, prefix) as started:
         made = replace(made, schedule=Schedule(now_ms() - 1000, 1000, average_ms))
+        made = in_roster_mode(made) if delegate else made
+        shown = {delegation.node: delegation for delegation in delegate(made)} if delegate else {}
         found = []
         for node, person in zip(started, PEOPLE, strict=False):
             store = RunStore(folder / person.name, made.run_id)
             store.keep_rules(made, b"")
-            peer = Peer(node, person, made, store)
+            peer = Peer(node, person, made, store, shown.get(person.peer))
             peer.keeper.base.theta.copy_(base.theta)
             peer.keeper.base.pairs = list(base.pairs)
             peer.keeper.base.tip = Tip(0, 0, made.model.genesis)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from tapestryd.swarm.lineage import Fetcher
 from tapestryd.swarm.node import Node
 from tapestryd.swarm.streams import Gone, Stream
 from tests.lineages import PEOPLE
-from tests.people import verify
+from tests.people import RULES, verify
 from tests.swarm.rooms import LISTEN, go, identity, now_ms, until
 from tests.swarm.test_node import HEAD, echo, raw
 
@@ -200,7 +201,7 @@ def test_a_banned_peers_presence_is_not_read_and_a_doubtful_ones_tip_is_not_foll
     async def work() -> None:
         async with guarded(tmp_path, 2) as (node, door, (evil, good)):
             fetcher, tip = Fetcher(node, "ab" * 32, verify), Tip(0, 0, "cd" * 32)
-            fetcher.genesis = tip.base
+            fetcher.agreed = replace(RULES, model=replace(RULES.model, genesis=tip.base))
             await fetcher.prove(evil.peer_id, tip)
             neighbours = Neighbours(node, "ab" * 32, verify, fetcher, lambda: None)
             for other in (evil, good):

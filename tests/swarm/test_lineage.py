@@ -13,6 +13,7 @@ from protocols import limits
 from protocols.canonical import digest, dumps
 from protocols.lineage import Entry, Snapshot, Tip, base_digest
 from protocols.refusal import Reason, Refused
+from protocols.rules import RunRules
 from tapestryd.host.store import RunStore
 from tapestryd.keeper import Keeper
 from tapestryd.swarm import draw
@@ -77,8 +78,9 @@ async def donors(folder: Path, *shelves: Shelf) -> AsyncIterator[tuple[Node, lis
         yield here, others
 
 
-def fetcher(node: Node, run: str = RUN) -> Fetcher:
-    made = Fetcher(node, run, verify)
+def fetcher(node: Node, of: RunRules = RULES) -> Fetcher:
+    made = Fetcher(node, of.run_id, verify)
+    made.agreed = of
     made.entry_bytes = 1 << 20
     return made
 
@@ -335,15 +337,14 @@ def test_a_snapshot_needs_a_certificate_or_to_be_genesis(tmp_path: Path) -> None
         good, keeps_none = Shelf().put(line), holding(*line.snapshot())
         made, _ = line.snapshot()
         async with donors(tmp_path, keeps_none, good) as (here, there):
-            fetch = fetcher(here, line.rules.run_id)
-            fetch.genesis = line.rules.model.genesis
+            fetch = fetcher(here, line.rules)
             ids = [node.peer_id for node in there]
             assert await fetch.certificate(ids, made.tip) == line.entries[1]
             for false in (replace(made.tip, weight=10**9), Tip(0, 0, "00" * 32)):
                 with pytest.raises(Gone):
                     await fetch.certificate(ids, false)
             assert dict(here.refusals) == {"no_quorum": 1}
-            assert await fetch.certificate(ids, Tip(0, 0, fetch.genesis)) is None
+            assert await fetch.certificate(ids, Tip(0, 0, line.rules.model.genesis)) is None
 
     go(work)
 
@@ -358,7 +359,6 @@ def test_entries_come_whole_and_verified_or_from_another(tmp_path: Path) -> None
         line = grown(2)
         entry, parts = line.entries[0]
         whole = entry.head() + b"".join(parts)
-        run = line.rules.run_id
         cases: list[tuple[Any, Reason]] = [
             (whole[:-1] + bytes([whole[-1] ^ 1]), Reason.BAD_DIGEST),
             (whole[:-5], Reason.MALFORMED),
@@ -383,9 +383,9 @@ def test_entries_come_whole_and_verified_or_from_another(tmp_path: Path) -> None
                     bad.shelf = shelf  # type: ignore[attr-defined]
                     await Donor(bad, _Through(bad)).serve()
                 bad.shelf = shelf  # type: ignore[attr-defined]
-                assert await entries(fetcher(here, run), [bad, best], 1, line.entries[0][0].tip) == line.entries[:1]
+                assert await entries(fetcher(here, line.rules), [bad, best], 1, line.entries[0][0].tip) == line.entries[:1]
                 assert dict(here.refusals + here.declined) == {reason.value: 1}
-            fetch = fetcher(here, run)
+            fetch = fetcher(here, line.rules)
             fetch.entry_bytes = len(whole) - 1
             with pytest.raises(Gone, match="too_large"):
                 await entries(fetch, [best], 1, line.entries[0][0].tip)
@@ -409,7 +409,7 @@ def test_entries_come_in_order_from_several_donors(tmp_path: Path) -> None:
         async with donors(tmp_path, good, short, liar, Shelf()) as (here, there):
             there[3]._libp2p.process.kill()
             assert line.base.tip is not None
-            fetch = fetcher(here, line.rules.run_id)
+            fetch = fetcher(here, line.rules)
             assert await entries(fetch, there[::-1], 1, line.base.tip) == line.entries
             assert dict(here.refusals) == {"malformed": 1}
             with pytest.raises(Gone):
@@ -426,7 +426,7 @@ def test_entries_are_fetched_ahead_and_no_further(tmp_path: Path) -> None:
         whole = shelf.read_entry
         shelf.read_entry = lambda height, offset, size: (read.append(height), whole(height, offset, size))[1]  # type: ignore[method-assign]
         async with donors(tmp_path, shelf) as (here, (there,)):
-            async with fetcher(here, line.rules.run_id).entries([there.peer_id], 1, line.entries[-1][0].tip) as coming:
+            async with fetcher(here, line.rules).entries([there.peer_id], 1, line.entries[-1][0].tip) as coming:
                 async for height, _, _ in coming:
                     if height == 3:
 
@@ -492,9 +492,8 @@ def test_a_joiner_catches_up_from_real_donors(tmp_path: Path) -> None:
             await Donor(donor, store).serve()
             shown = donor
             for number, node in enumerate((second, third)):
-                fetch = fetcher(node, line.rules.run_id)
+                fetch = fetcher(node, line.rules)
                 made = await fetch.rules([shown.peer_id])
-                fetch.genesis = made.model.genesis
                 own = RunStore(tmp_path / f"joiner{number}", made.run_id)
                 own.keep_rules(made, b"")
                 kept = Keeper(made, made.layout(), own, fetch, verify, 100, 3, lambda *_: None, lambda: None)

@@ -248,7 +248,7 @@ def test_a_reducer_that_dies_holds_nobody_up(tmp_path: Path, at: str) -> None:
 
             async def dies() -> None:
                 dead.begin(others(dead, found))
-                event = await dead.averaging.run(dead.averaging.gather(RATE), 0)
+                event = await dead.averaging.run(dead.averaging.gather(RATE, None), 0)
                 assert isinstance(event, Rostered)
                 if at == "reduced":
                     assert await dead.averaging.run(dead.averaging.reduce(event.roster), 0) == Reduced(0)
@@ -421,7 +421,7 @@ async def gathered(found: Sequence[Peer]) -> Roster:
 
     async def until_reduced(peer: Peer) -> Roster:
         peer.begin(others(peer, found))
-        event = await peer.averaging.run(peer.averaging.gather(RATE), 0)
+        event = await peer.averaging.run(peer.averaging.gather(RATE, None), 0)
         assert isinstance(event, Rostered), event
         assert await peer.averaging.run(peer.averaging.reduce(event.roster), 0) == Reduced(0)
         return event.roster
