@@ -26,6 +26,10 @@ from tapestryd.swarm.streams import Gone
 
 log = logging.getLogger(__name__)
 
+_BRANCH = 8
+"""Entries back to where a branch may have parted from ours, and beyond our height, for us to change over entry by entry: all in
+memory until then, and together fewer bytes than a snapshot."""
+
 
 class Keeper:
     """`on_replay(entry, parts)` is told of every entry that was not committed here, `on_replace` of a snapshot
@@ -97,7 +101,7 @@ class Keeper:
             there, beyond = False, self.base.tip
         if not there and self.base.tip is not None and not target.better_than(self.base.tip):
             return self.base.tip  # the donors had gone over to what is no worse, and so have we
-        if not there:
+        if not there and not (beyond is None and await self._change_branch(target, donors)):
             await self._fetch_snapshot(donors, beyond)
             if not await self._replay(target, donors):
                 raise Gone(f"the donors' log does not lead to the announced base at height {target.height}")
@@ -110,6 +114,9 @@ class Keeper:
             return (self.base.tip, await asyncio.to_thread(self.base.theta.clone)) if self.base.tip else None
 
     async def stop(self) -> None:
+        await self._snapshot_written()
+
+    async def _snapshot_written(self) -> None:
         if self._writing:
             await asyncio.wait([self._writing], timeout=10)
 
@@ -140,6 +147,62 @@ class Keeper:
             raise why
         return self.base.tip is not None and self.base.tip.base == target.base
 
+    async def _change_branch(self, target: Tip, donors: Sequence[str]) -> bool:
+        """Take the last base that both branches have from our own files, and from there the donors' entries; ours is given up
+        once theirs is the better one. False, with nothing changed: they parted too long ago, or the entries do not come."""
+        ours = self.base.tip
+        if ours is None or target.height - ours.height > _BRANCH:
+            return False
+        aside: SharedBase | None = None
+        last_round = -1
+        taken: list[tuple[Entry, list[bytes]]] = []
+        try:
+            async with self._fetcher.entries(donors, max(1, ours.height - _BRANCH), target) as coming:
+                async for height, _, (entry, parts) in coming:
+                    if aside is None:
+                        own = await asyncio.to_thread(self.store.entry_head, height, self._verify)
+                        if own is not None and own.tip == entry.tip:
+                            last_round = own.vote.round
+                            continue
+                        rebuilt, last_round = await asyncio.to_thread(self._rebuilt, height - 1)
+                        aside = rebuilt
+                    step = await asyncio.to_thread(replay, aside, entry, parts, last_round=last_round)
+                    aside.put(step, entry.tip)
+                    last_round = entry.vote.round
+                    taken.append((entry, parts))
+        except (Gone, Refused) as error:
+            log.info("the other branch, entry by entry: %s", error)
+            return False
+        if aside is None or aside.tip != target or not target.better_than(ours):
+            return False
+        common = taken[0][0].vote.height - 1
+        log.warning("over to the better branch: back from height %d to %d, on to %d", ours.height, common, target.height)
+        await self._snapshot_written()
+        self.store.supersede(beyond=common)
+        for entry, parts in taken:
+            await asyncio.to_thread(self.store.write_entry, entry, *parts)
+        async with self._moving:
+            self.base, self.round = aside, last_round
+        self._on_replace()
+        return True
+
+    def _rebuilt(self, height: int) -> tuple[SharedBase, int]:
+        """Our base as it was at `height`, from our own files, and the round that led there. Raises Refused if they do not reach back."""
+        base, last_round = SharedBase(self.rules, self.base.layout), -1
+        for snapshot in reversed(self.store.snapshots()):
+            if snapshot.tip.height <= height:
+                base.load(snapshot, self.store.snapshot_file(snapshot))
+                break
+        while base.tip is not None and base.tip.height < height:
+            loaded = self.store.load_entry(base.tip.height + 1, self._verify)
+            if loaded is None:
+                break
+            base.put(replay(base, *loaded, last_round=last_round), loaded[0].tip)
+            last_round = loaded[0].vote.round
+        if base.tip is None or base.tip.height != height:
+            raise Refused(Reason.STALE, f"our own files do not lead to height {height}")
+        return base, last_round
+
     async def _follow(self, entry: Entry, parts: list[bytes]) -> Next:
         return await asyncio.to_thread(replay, self.base, entry, parts, last_round=self.round)
 
@@ -165,6 +228,7 @@ class Keeper:
                     self._fetcher.refused(refused, "snapshot", keeper)
                 continue
             if self.base.tip is not None:
+                await self._snapshot_written()
                 self.store.supersede()
             if proof:
                 await asyncio.to_thread(self.store.write_entry, proof[0], *proof[1])

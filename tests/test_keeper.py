@@ -449,7 +449,8 @@ def _branches() -> tuple[Line, Line]:
     return ours, theirs
 
 
-def test_the_heavier_branch_takes_over_and_ours_is_kept_aside(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by", ["entries", "snapshot"])
+def test_the_heavier_branch_takes_over_and_ours_is_kept_aside(tmp_path: Path, by: str) -> None:
     ours, theirs = _branches()
     store = begin(ours, tmp_path)
     for whole in ours.entries:
@@ -458,12 +459,37 @@ def test_the_heavier_branch_takes_over_and_ours_is_kept_aside(tmp_path: Path) ->
     async def work() -> None:
         donors = Donors(ann=theirs)
         donors.snapshots["ann"] = theirs.snapshot()
+        if by == "snapshot":  # of the newest entry only is there more than its certificate
+            donors.entries["ann"] = range(5, 6)
         live = keeper(ours, store, donors)
         assert await live.open() == ours.base.tip
         assert await live.catch_up(theirs.base.tip, ["ann"]) == theirs.base.tip  # type: ignore[arg-type]
         assert same(live, theirs)
+        assert any(verb == "piece" for _, verb, _ in donors.asked) == (by == "snapshot")
         aside = tmp_path / "superseded-0" / "log"
-        assert sorted(path.name for path in aside.iterdir()) == [f"{height:010d}.entry" for height in range(1, 5)]
+        first = 3 if by == "entries" else 1
+        assert sorted(path.name for path in aside.iterdir()) == [f"{height:010d}.entry" for height in range(first, 5)]
+        again = keeper(ours, RunStore(tmp_path, ours.rules.run_id))
+        await again.open()
+        assert same(again, theirs)
+
+    go(work)
+
+
+@pytest.mark.parametrize("every", [2, 3])
+def test_our_own_snapshot_of_the_other_branch_is_not_come_back_to(tmp_path: Path, every: int) -> None:
+    """The branches part behind height 2; ours has written a snapshot there, or of height 3, which only ours has."""
+    ours, theirs = _branches()
+    store = begin(ours, tmp_path)
+
+    async def work() -> None:
+        donors = Donors(ann=theirs, bo=ours)
+        live = keeper(ours, store, donors, every=every)
+        await live.open()
+        assert await live.catch_up(ours.base.tip, ["bo"]) == ours.base.tip  # type: ignore[arg-type]
+        assert await live.catch_up(theirs.base.tip, ["ann"]) == theirs.base.tip  # type: ignore[arg-type]
+        assert not any(verb == "piece" for _, verb, _ in donors.asked)
+        assert same(live, theirs)
         again = keeper(ours, RunStore(tmp_path, ours.rules.run_id))
         await again.open()
         assert same(again, theirs)
@@ -485,6 +511,7 @@ def test_a_false_snapshot_replaces_nothing_and_the_next_donor_is_asked(tmp_path:
 
     async def work() -> None:
         donors = Donors(liar=theirs, ann=theirs)
+        donors.entries = {"liar": range(5, 6), "ann": range(5, 6)}  # or it would be taken entry by entry
         if liar:
             donors.snapshots["liar"] = liar
         live = keeper(ours, store, donors)

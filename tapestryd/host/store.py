@@ -348,18 +348,20 @@ class RunStore:
         for abandoned in self._downloads():
             abandoned.unlink()
 
-    def supersede(self) -> None:
-        """Another lineage took the place of ours: move our log and snapshots out of the way, whole, where their owner can still
-        find them. The latest _SUPERSEDED of such are kept."""
+    def supersede(self, beyond: int = -1) -> None:
+        """Another lineage took the place of ours: move what our log and snapshots hold beyond a height out of the way, where
+        their owner can still find it. The latest _SUPERSEDED of such are kept. The newest goes first, so that what is left
+        after a crash is a lineage, too."""
         earlier = sorted(self.path.glob("superseded-*"), key=lambda path: int(path.name.partition("-")[2]))
         number = int(earlier[-1].name.partition("-")[2]) + 1 if earlier else 0
         for old in earlier[: -_SUPERSEDED + 1]:
             shutil.rmtree(old)
         aside = self.path / f"superseded-{number}"
-        aside.mkdir()
-        for folder in (self._log, self._snapshots):
-            shutil.move(folder, aside / folder.name)
-            folder.mkdir(mode=0o700)
+        for folder in (self._snapshots, self._log):
+            (aside / folder.name).mkdir(parents=True)
+            for path in sorted(folder.iterdir(), reverse=True):
+                if not path.name[:10].isdigit() or int(path.name[:10]) > beyond:
+                    path.rename(aside / folder.name / path.name)
         self._kept.clear()
         self._lent.clear()
         log.warning("our branch was superseded; its files are kept in %s", aside)
