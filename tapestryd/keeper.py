@@ -17,6 +17,7 @@ from protocols.layout import Layout
 from protocols.lineage import Entry, Snapshot, Tip
 from protocols.refusal import Reason, Refused
 from protocols.rules import RunRules
+from protocols.settling import equivocation
 from tapestryd.base import Next, SharedBase, describe
 from tapestryd.exchange import part_bytes
 from tapestryd.host.store import RunStore
@@ -164,6 +165,8 @@ class Keeper:
                         if own is not None and own.tip == entry.tip:
                             last_round = own.vote.round
                             continue
+                        if own is not None:
+                            self._compare(own, entry)
                         rebuilt, last_round = await asyncio.to_thread(self._rebuilt, height - 1)
                         aside = rebuilt
                     step = await asyncio.to_thread(replay, aside, entry, parts, last_round=last_round)
@@ -185,6 +188,14 @@ class Keeper:
             self.base, self.round = aside, last_round
         self._on_replace()
         return True
+
+    def _compare(self, ours: Entry, theirs: Entry) -> None:
+        """Where two branches part: whoever voted for both has forked the run."""
+        cast = {vote.peer: vote for vote in ours.votes}
+        for vote in theirs.votes:
+            if vote.peer in cast and equivocation(cast[vote.peer], vote):
+                self.store.keep_proof(cast[vote.peer], vote)
+                self._fetcher.refused(Refused(Reason.EQUIVOCATION, "voted for two results of one round"), "vote", vote.peer)
 
     def _rebuilt(self, height: int) -> tuple[SharedBase, int]:
         """Our base as it was at `height`, from our own files, and the round that led there. Raises Refused if they do not reach back."""

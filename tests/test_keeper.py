@@ -497,6 +497,30 @@ def test_our_own_snapshot_of_the_other_branch_is_not_come_back_to(tmp_path: Path
     go(work)
 
 
+def test_who_voted_on_both_branches_is_convicted(tmp_path: Path) -> None:
+    """In one round; that three of the same people met on both branches in different rounds proves nothing."""
+    ours = grown(2)
+    theirs, later = ours.fork(), ours.fork()
+    ours.grow(PEOPLE[:3])
+    theirs.grow([PEOPLE[0], *PEOPLE[3:6]])
+    later.grow(PEOPLE[:4], round=5)
+    both = PEOPLE[0].peer
+
+    async def work() -> None:
+        for name, line, guilty in (("theirs", theirs, [both]), ("later", later, [])):
+            store = begin(ours, tmp_path / name)
+            donors = Donors(ann=line, bo=ours)
+            live = keeper(ours, store, donors)
+            await live.open()
+            await live.catch_up(ours.base.tip, ["bo"])  # type: ignore[arg-type]
+            assert await live.catch_up(line.base.tip, ["ann"]) == line.base.tip  # type: ignore[arg-type]
+            assert [(peer, reason) for peer, _, reason in donors.faults] == [(peer, Reason.EQUIVOCATION) for peer in guilty]
+            kept = [path.name[: len(both)] for path in (store.path / "proofs").glob("*")]
+            assert kept == guilty
+
+    go(work)
+
+
 @pytest.mark.parametrize("fault", ["manifest", "file", "nothing"])
 def test_a_false_snapshot_replaces_nothing_and_the_next_donor_is_asked(tmp_path: Path, fault: str) -> None:
     """The pieces' digests in a manifest are one donor's word: only the whole file shows whether it was true."""
