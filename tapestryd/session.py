@@ -137,7 +137,8 @@ class Session:
         said = ""
         while rules is None:
             await self.neighbours.refresh()
-            donors = [seen.peer for seen in self.neighbours.seen()]
+            # Those of the invite, too: in roster mode a founder whom nobody has delegated yet has no presence.
+            donors = list(dict.fromkeys([*(seen.peer for seen in self.neighbours.seen()), *self.node.bootstrap]))
             try:
                 rules = await self._fetcher.rules(donors)
                 tokenizer = await self._fetcher.tokenizer(donors, rules.tokenizer.digest) if rules.tokenizer.digest else b""

@@ -116,6 +116,11 @@ class Node:
     def alive(self) -> bool:
         return self._libp2p.process.returncode is None
 
+    @property
+    def bootstrap(self) -> list[str]:
+        """The peers that we were given to begin with, by id."""
+        return [peer for peer in self._bootstrap if peer != self.peer_id]
+
     async def addresses(self) -> list[str]:
         return [address for address in await self._libp2p.addresses() if is_address(address)][: limits.ADDRESSES]
 
