@@ -73,6 +73,9 @@ PIECE_BYTES = 4 * MIB
 NAME_CHARS = 64
 """A run's or a node's public name."""
 
+REFUSAL_CHARS = 8192
+"""What is said of one refusal, on one line. All faults of the worst run.toml that somebody wrote by hand take about half."""
+
 CONTROL_BYTES = 64 * KIB
 """A request body on the local control API; the largest is an invite with eight addresses."""
 

@@ -2,6 +2,8 @@
 
 from enum import Enum
 
+from protocols import limits
+
 
 class Reason(Enum):
     """The value is the word that operators see."""
@@ -34,9 +36,14 @@ class Reason(Enum):
 
 
 class Refused(Exception):
-    """A peer's or a file's fault: counted by reason and dropped; never raised past whoever called the parser."""
+    """A peer's or a file's fault: counted by reason and dropped; never raised past whoever called the parser.
+
+    `detail` may quote what arrived, and goes to logs, screens and back to the peer: it is made one printable line of at most
+    REFUSAL_CHARS here, so that nobody writes our log for us.
+    """
 
     def __init__(self, reason: Reason, detail: str) -> None:
+        detail = "".join(char if char.isprintable() else "?" for char in detail[: limits.REFUSAL_CHARS])
         super().__init__(f"{reason.value}: {detail}")
         self.reason = reason
         self.detail = detail

@@ -151,7 +151,7 @@ class RunRules:
         """Parse run.toml. Every fault is reported, with its key and value, in one Refused."""
         try:
             body = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+        except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, and lists a thousand deep
             raise Refused(Reason.MALFORMED, f"not TOML: {error}") from None
         return cls.from_json(body)
 
@@ -258,6 +258,8 @@ class Invite:
 
     @classmethod
     def parse(cls, text: str) -> "Invite":
+        if any("\ud800" <= char <= "\udfff" for char in text):  # JSON can spell them; no invite could be written with them
+            raise Refused(Reason.MALFORMED, f"{text[:80]!r} holds half a surrogate pair")
         head, _, query = text.strip().partition("?")
         scheme, _, run_id = head.partition(":")
         if scheme != "tapestry" or not is_digest(run_id):
@@ -297,7 +299,7 @@ def _from_json(kind: Any, body: Json, path: str, faults: list[str]) -> Any:
     """Build dataclass `kind` from `body`, collecting every fault with its dotted key."""
     values = {}
     names = {field.name for field in fields(kind)}
-    faults += [f"{path}{key} = {str(body[key])[:60]!r}: no such key" for key in body if key not in names]
+    faults += [f"{path}{key[:60]} = {_shown(body[key])}: no such key" for key in body if key not in names]
     for field in fields(kind):
         key, want = path + field.name, field.type
         item = body.get(field.name)
@@ -307,10 +309,10 @@ def _from_json(kind: Any, body: Json, path: str, faults: list[str]) -> Any:
             if isinstance(item, dict):
                 values[field.name] = _from_json(want, item, key + ".", faults)
             else:
-                faults.append(f"{key} = {str(item)[:60]!r}: must be a table")
+                faults.append(f"{key} = {_shown(item)}: must be a table")
         elif want is str or want is int:
-            if type(item) is not want:
-                faults.append(f"{key} = {str(item)[:60]!r}: must be {'text' if want is str else 'a whole number'}")
+            if type(item) is not want or (type(item) is int and abs(item) > limits.INTEGER):
+                faults.append(f"{key} = {_shown(item)}: must be {'text' if want is str else 'a whole number of at most 2^53'}")
             values[field.name] = item
         else:
             if not isinstance(item, list) or not all(isinstance(line, str) for line in item):
@@ -318,6 +320,13 @@ def _from_json(kind: Any, body: Json, path: str, faults: list[str]) -> Any:
             else:
                 values[field.name] = tuple(item)
     return None if faults else kind(**values)
+
+
+def _shown(value: object) -> str:
+    try:
+        return repr(str(value)[:60])
+    except ValueError:
+        return "a number of thousands of digits"
 
 
 def _toml(value: object) -> str:
