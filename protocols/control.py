@@ -5,9 +5,12 @@ the CLI, sd_notify and the log, so they cannot disagree. Documents carry "schema
 Specified in control.md.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass
 from enum import IntEnum
-from typing import Any
+from types import UnionType
+from typing import Any, cast, get_args, get_origin, get_type_hints
+
+from protocols import limits
 
 SCHEMA = 1
 
@@ -152,14 +155,37 @@ class Story:
     donors: tuple[str, ...] = ()
 
     @classmethod
-    def from_json(cls, raw: dict[str, Any]) -> "Story":
+    def from_json(cls, raw: object) -> "Story":
         """As it was stored, by this version or another. Raises TypeError, ValueError or KeyError if it is none."""
-        told = {name: raw[name] for name in cls.__slots__ if name in raw}
-        for name in ("members", "present", "votes", "donors"):
-            told[name] = tuple(told.get(name, ()))
-        for name, part in (("silent", Silent), ("missing", Missing), ("repaired", Repaired)):
-            told[name] = tuple(part(**item) for item in told.get(name, ()))
-        return cls(**told)
+        return cast(Story, _stored(cls, raw))
+
+
+def _stored(kind: Any, value: object) -> Any:
+    """`value`, out of a file of JSON, as a field of type `kind` holds it; fields with a default may be absent from a dataclass, and
+    unknown ones are passed over. Raises TypeError, ValueError or KeyError for what the reader could not show."""
+    if isinstance(kind, type) and is_dataclass(kind) and isinstance(value, dict):
+        names = [item.name for item in fields(kind) if item.name in value or _is_needed(item)]
+        kinds = get_type_hints(kind)
+        return kind(**{name: _stored(kinds[name], value[name]) for name in names})
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is UnionType:
+        return None if value is None else _stored(inner[0], value)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_stored(inner[0], item) for item in value)
+    if origin is dict and isinstance(value, dict):
+        return {_stored(inner[0], key): _stored(inner[1], item) for key, item in value.items()}
+    if kind is float and type(value) is float:
+        return value
+    if kind in (int, float) and type(value) is int and abs(value) <= limits.INTEGER:
+        return kind(value)
+    if kind is str and isinstance(value, str):
+        value.encode()  # half a surrogate pair has no place in an answer
+        return value
+    raise TypeError(f"{str(value)[:40]!r} is no {kind}")
+
+
+def _is_needed(item: Field[Any]) -> bool:
+    return item.default is MISSING and item.default_factory is MISSING
 
 
 @dataclass(frozen=True, slots=True)

@@ -237,7 +237,7 @@ def _round(story: Doc) -> list[tuple[str, Iterable[str]]]:
     attempt = len(story["silent"]) + 1
     leader = [f"led by {short(story['leader'])}" + (f", {_ordinal(attempt)} in order" if attempt > 1 else "")] if story["leader"] else []
     roster = [_of(len(members), 1 + len(story["present"])) + " present" if story["present"] else str(len(members)), *map(short, members)]
-    whole = sum(shares.values())
+    whole = sum(shares.values()) or 1
     local = [f"{number(story['steps'])} steps", f"{number(story['tokens'])} tokens", f"loss {_loss(story['loss'])}"]
     result = story["result"] + (f": {story['reason']}" if story["reason"] else "")
     return [

@@ -394,7 +394,7 @@ class RunStore:
             return []
         found = []
         for line in path.read_text(errors="replace").splitlines()[-STORIES:]:
-            with suppress(ValueError, TypeError, KeyError):
+            with suppress(ValueError, TypeError, KeyError, RecursionError):
                 found.append(Story.from_json(json.loads(line)))
         return found
 

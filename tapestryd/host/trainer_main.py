@@ -160,7 +160,7 @@ def _end(config: str) -> int | None:
     """The model configuration's end-of-document id; the first where it lists several."""
     end = json.loads(config).get("eos_token_id")
     first = end[0] if isinstance(end, list) and end else end
-    return first if isinstance(first, int) else None
+    return first if type(first) is int else None
 
 
 def _fits(model: Any, vocabulary: int, tokens: int) -> None:

@@ -188,7 +188,7 @@ def _indexed(index_file: Path, expected: dict[str, object]) -> int | None:
     try:
         index = json.loads(index_file.read_bytes())
         count = index.pop("tokens")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return count if index == expected and isinstance(count, int) else None
 

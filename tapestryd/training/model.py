@@ -39,13 +39,14 @@ def read_config(path: Path | str) -> str:
     file = path / "config.json" if path.is_dir() else path
     try:
         body = json.loads(file.read_bytes())
+        described = json.dumps(_plain(body, str(file)), sort_keys=True)
     except OSError as error:
         raise ConfigFault(f"{file}: {error.strerror}; a model is described by a Hugging Face config.json") from None
     except (ValueError, RecursionError) as error:
         raise ConfigFault(f"{file}: not JSON ({error})") from None
-    if isinstance(body, dict) and "quantization_config" in body:
+    if "quantization_config" in body:
         raise ConfigFault(f"{file}: quantized weights cannot be trained; use the checkpoint in its full precision")
-    return json.dumps(_plain(body, str(file)), sort_keys=True)
+    return described
 
 
 def build(config: str) -> nn.Module:
