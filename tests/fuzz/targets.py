@@ -1,0 +1,7 @@
+"""Every parser of bytes that this process did not make itself, by name."""
+
+from tests.fuzz.machine import MACHINE
+from tests.fuzz.target import Target
+from tests.fuzz.wire import WIRE
+
+TARGETS: dict[str, Target] = {**WIRE, **MACHINE}
