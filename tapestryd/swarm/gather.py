@@ -151,6 +151,11 @@ class Gathering:
                 await asyncio.wait_for(parked.changed.wait(), max(0.0, closes - loop.time()))
         for peer in [peer for peer in parked.callers if self._node.door.shut(peer)]:  # banned since it called
             del parked.callers[peer]
+        try:
+            self._roll.admit_caller(self._node.peer_id, claim, key[0])
+        except Refused as refused:  # a caller has shown that our own Member let us go
+            self._close(key, {"refused": refused.reason.value, "detail": refused.detail})
+            raise
         claims = {peer: said for peer, said in parked.callers.items() if self._admitted(peer, said, key[0])}
         claims[self._node.peer_id] = claim
         members = order(self._run, key[0], claims)
@@ -158,7 +163,6 @@ class Gathering:
             self._close(key, {"refused": Reason.OUT_OF_RANGE.value, "detail": f"only {len(members)} came"})
             raise Gone(f"only {len(members)} of at least {self._min_peers} came to our own roster")
         roster = Roster(self._run, key[0], fragment, key[1], tuple(members), tuple(claims[peer] for peer in members))
-        self._roll.admit_roster(roster)
         self._close(key, {"roster": Signed.make("roster", roster.to_body(), self._node.peer_id, self._sign).to_json()})
         return roster
 
