@@ -148,6 +148,6 @@ def test_votes_for_nothing_that_came_out(tmp_path: Path) -> None:
         assert liar.peer in entry.roster.members
         assert liar.peer not in {vote.peer for vote in entry.votes}
         assert len(entry.votes) >= quorum(len(entry.roster.members))
-        assert here.counted() == [{"equivocation": 2, "bad_signature": 1, "bad_digest": 1}] * 3
+        assert here.counted() == [{"equivocation": 1, "bad_signature": 1, "bad_digest": 1}] * 3
 
     go(fought(tmp_path, 3, work))
