@@ -16,8 +16,9 @@ TOKENIZER_BYTES = 64 * MIB
 RECORD_BYTES = 4 * KIB
 """One DHT record with its signature. A presence with eight addresses takes about 1.2 KiB. (treaty)"""
 
-RECORDS = 1024
-"""Records read from one DHT key; more peers than this in one run would need another rendezvous. (treaty)"""
+RECORDS = 960
+"""Records under one DHT key; more peers than this in one run would need another rendezvous. At their longest they just
+fit into one answer of the DHT, which is 4 MiB at most. (treaty)"""
 
 FRAME_BYTES = 1 * MIB
 """The head of one message between peers: canonical JSON. A roster of 256 with their claims takes about 160 KiB."""

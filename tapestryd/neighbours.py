@@ -97,7 +97,8 @@ class Neighbours:
             if presence.state == "left":
                 self._known.pop(peer, None)
             elif known is None:
-                self._known[peer] = _Known(presence, now)
+                if len(self._known) < limits.RECORDS:
+                    self._known[peer] = _Known(presence, now)
             elif presence.made_ms > known.presence.made_ms:
                 known.presence, known.seen = presence, now
         for peer, known in list(self._known.items()):

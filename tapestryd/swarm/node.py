@@ -14,18 +14,17 @@ from pathlib import Path
 from typing import Protocol
 
 from hivemind.dht.node import DHTNode
-from hivemind.dht.validation import DHTRecord, RecordValidatorBase
 from hivemind.p2p import PeerID
 from hivemind.p2p.p2p_daemon_bindings.control import P2PDaemonError
 from hivemind.p2p.p2p_daemon_bindings.utils import ControlFailure
 from hivemind.utils.multiaddr import Multiaddr
-from hivemind.utils.serializer import MSGPackSerializer
 from hivemind.utils.timed_storage import get_dht_time
 
 from protocols import limits
-from protocols.canonical import Json, Signed, Verify, loads
+from protocols.canonical import Json, Verify
 from protocols.records import is_address
 from protocols.refusal import Declined, Reason, Refused
+from tapestryd.swarm.dht import dht_node
 from tapestryd.swarm.libp2p import Libp2p
 from tapestryd.swarm.streams import Body, Busy, Gone, Meter, Stalled, Stream
 
@@ -100,7 +99,7 @@ class Node:
         """Comes up with or without a bootstrap peer in reach; `look` goes on asking them."""
         libp2p = await Libp2p.start(identity, listen, announce)
         try:
-            dht = await DHTNode.create(p2p=libp2p.p2p, record_validator=_OwnRecords(verify))
+            dht = await dht_node(libp2p.p2p, f"{prefix}/presence", verify)
         except BaseException:
             await libp2p.stop()
             raise
@@ -275,30 +274,6 @@ class Node:
         with suppress(*_LOST):
             async with asyncio.timeout(_STOP_S):
                 await self._libp2p.p2p._client.disconnect(PeerID.from_base58(peer))
-
-
-class _OwnRecords(RecordValidatorBase):  # type: ignore[misc]
-    """What DHT nodes store and believe: presences under the subkey of the peer that signed them, for as long as they live.
-
-    Without it, whoever stores bytes that are no msgpack stops `look` everywhere, a plain value drops all subkeys, and a
-    forged record that expires later keeps the true one out. So would a peer's own, made while its clock was ahead.
-    """
-
-    def __init__(self, verify: Verify) -> None:
-        self._verify = verify
-
-    def validate(self, record: DHTRecord) -> bool:
-        try:
-            peer, value = MSGPackSerializer.loads(record.subkey), MSGPackSerializer.loads(record.value)
-            if not isinstance(value, bytes):
-                return False
-            signed = Signed.from_json(loads(value, limits.RECORD_BYTES), "presence", self._verify)
-            made_ms = signed.body.get("made_ms")
-        except Exception:  # msgpack has many, and the DHT must not see any
-            return False
-        if signed.peer != peer or type(made_ms) is not int or made_ms > get_dht_time() * 1000 + limits.PRESENCE_MS:
-            return False
-        return bool(record.expiration_time * 1000 <= made_ms + limits.PRESENCE_MS + limits.CLOCK_SKEW_MS)
 
 
 def _peer_of(address: str) -> str:

@@ -26,7 +26,7 @@ from protocols.records import Presence, is_address
 from protocols.refusal import Reason, Refused
 from protocols.rules import Invite, RunRules
 from protocols.settling import Vote, made_by, merkle, part_body
-from tapestryd.swarm.node import _OwnRecords
+from tapestryd.swarm.dht import OwnRecords
 from tapestryd.swarm.streams import Gone, Meter, Stream
 from tapestryd.training.codec import decode, encode, encoded_bytes
 from tests.fuzz.target import Target
@@ -87,7 +87,7 @@ def _stored(data: bytes) -> None:
     size, rest = data[:1], data[1:]
     subkey, value = rest[: size[0] if size else 0], rest[size[0] if size else 0 :]
     record = DHTRecord(b"key", subkey, value, get_dht_time() + limits.PRESENCE_MS / 1000)
-    taken = _OwnRecords(yes).validate(record)
+    taken = OwnRecords(yes, b"key").validate(record)
     assert type(taken) is bool
     if not taken:
         raise Refused(Reason.MALFORMED, "not stored")
