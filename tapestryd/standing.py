@@ -16,7 +16,7 @@ from protocols.refusal import Reason
 from tapestryd.config import Trust
 
 PEERS = 1024
-"""Peers remembered by their faults, and bans for faults; as many as one DHT key may name (limits.RECORDS). Keys are free,
+"""Peers remembered by their faults, and bans for faults; more than one DHT key may name (limits.RECORDS). Keys are free,
 so without a bound whoever makes them would fill our memory."""
 
 SCORE_MIN = -100.0

@@ -14,7 +14,7 @@ from protocols.refusal import Reason, Refused
 from protocols.settling import made_by, part_body
 from tapestryd.swarm.meeting import Meeting, Meetings, Sizes
 from tapestryd.swarm.node import Node
-from tapestryd.swarm.streams import Gone, Stream
+from tapestryd.swarm.streams import Gone, Stalled, Stream
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,11 @@ class Reduction:
         start, stop = meeting.slices[mine]
         await stream.send({"go": True})
         size = self._sizes.offer(stop - start)
-        _, offer = await stream.receive(size)
+        try:
+            async with asyncio.timeout_at(meeting.ends):
+                _, offer = await stream.receive(size)
+        except TimeoutError:
+            raise Stalled(f"{stream.peer[-6:]} still offers when the round is over") from None
         if len(offer) != size:
             raise Refused(Reason.MALFORMED, f"an offer of {len(offer)} bytes for {size}")
         if mine not in meeting.blobs:

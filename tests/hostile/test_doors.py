@@ -167,5 +167,39 @@ def test_a_stream_without_end_is_not_read_without_end(tmp_path: Path) -> None:
     go(fought(tmp_path, 2, work), timeout_s=200)
 
 
+def test_an_offer_by_drops_ends_with_the_round(tmp_path: Path) -> None:
+    """The round is reduced without it; and when the round is over, its stream is."""
+
+    async def work(here: World) -> None:
+        turn = here.next()
+        offer = here.offer(turn)
+        held = []
+
+        async def drips() -> None:
+            roster = await here.joins(turn, here.liar.claim(offer))
+            for reducer, (start, stop) in zip(roster.reducers, roster.slices(offer.owed.numel(), here.rules.codec.block), strict=True):
+                reader, writer = await here.liar.open(reducer, "reduce")
+                held.append(writer)
+                writer.write(framed({"roster": roster.digest}))
+                await read(reader)
+                writer.write(framed({}, offer.part(start, stop))[:20])
+            while True:
+                await asyncio.sleep(0.2)
+                for writer in held:
+                    writer.write(b"\0")
+
+        here.agreed(await here.play(turn, drips()))
+        await until(lambda: all_closed(here), 4)  # a third of the window is left, and 10 s of patience
+        for writer in held:
+            writer.close()
+        assert here.counted() == [{"stalled": 1}] * 3
+
+    go(fought(tmp_path, 3, work, average_ms=6000))
+
+
+async def all_closed(here: World) -> bool:
+    return not any(peer.node._open for peer in here.honest)
+
+
 async def closed(peer: Peer) -> bool:
     return not peer.node._open
