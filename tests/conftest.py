@@ -1,6 +1,7 @@
 """Fixtures that several folders of tests use."""
 
 import asyncio
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from tests.scripted import Scripted, Served
 # How fast it is, is no property: the machine has other work.
 settings.register_profile("tapestry", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tapestry")
+
+# Started in the background by a script, pytest ignores SIGINT, and so would every process that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
