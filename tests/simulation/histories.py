@@ -1,0 +1,180 @@
+"""A history: who is there, what goes wrong in its first rounds, and quiet rounds after that. All of it from one seed."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+from protocols.limits import CLOCK_SKEW_MS
+from protocols.rounds import LeaveAsked, PauseAsked, ResumeAsked, State, TrainerDown, TrainerUp
+from tests.simulation.ledger import PROGRESS_ROUNDS, Fault
+from tests.simulation.liars import FORKING, TRAITS, Liar
+from tests.simulation.peer import UNABLE, Disk, Peer
+from tests.simulation.run import GENESIS, SCHEDULE, name_of
+from tests.simulation.world import World
+
+FAULTY_ROUNDS = 6
+CALM_MS = FAULTY_ROUNDS * SCHEDULE.period_ms
+ENDS_MS = SCHEDULE.boundary(FAULTY_ROUNDS + PROGRESS_ROUNDS + 1) - 1000
+"""At the end of a training: everybody who has committed has told, and heard."""
+
+
+@dataclass
+class Outcome:
+    seed: int
+    faults: list[Fault]
+    counts: Counter[str]
+    told: list[str]
+
+
+def live(seed: int, *, telling: bool = False) -> Outcome:
+    """The whole history of `seed`, judged."""
+    world = World(seed, telling=telling)
+    if world.random() < 0.03:
+        halves(world)
+    else:
+        people(world)
+        for _ in range(int(world.random() ** 2 * 2 * len(world.peers))):
+            world.at(int(world.random() * CALM_MS), mishap, world)
+    world.run(CALM_MS)
+    calm(world)
+    world.run(ENDS_MS)
+    world.ledger.judge(world, CALM_MS)
+    counts = world.ledger.counts
+    counts["peers"] = len(world.peers)
+    counts["liars"] = sum(not peer.honest for peer in world.peers.values())
+    return Outcome(seed, world.ledger.faults, counts, world.told)
+
+
+def people(world: World) -> None:
+    rng = world.rng
+    size = rng.choice([5, 5, 6, 6, 7, 7, 8, 9, 10, 12, 15, 20, 30])
+    liars = rng.randint(1, max(1, (size - 1) // 3)) if rng.random() < 0.5 else 0
+    world.loss = rng.choice([0.0, 0.0, 0.02, 0.1])
+    world.late_ms = rng.choice([0, 0, 500, 4000])
+    hands = rng.choice(FORKING) if rng.random() < 0.3 else frozenset(rng.sample(TRAITS, rng.randint(1, 3)))
+    for number in range(size):
+        label = f"p{number}"
+        if number < liars:
+            traits = hands if rng.random() < 0.6 else frozenset(rng.sample(TRAITS, 1))
+            peer: Peer = Liar(world, name_of(number), f"{label}!", Disk(GENESIS), traits)
+            world.tell(f"{peer.label} lies: {', '.join(sorted(traits))}")
+        else:
+            joins = number > liars + 2 and rng.random() < 0.15
+            peer = Peer(world, name_of(number), label, Disk(None if joins else GENESIS))
+            if number > liars + 1 and rng.random() < 0.1:
+                peer.nat, peer.can = True, UNABLE
+        world.peers[peer.name] = peer
+        joining = peer.disk.first is None
+        world.at(int(rng.random() * (CALM_MS if joining else 3000)), peer.boot)
+
+
+def halves(world: World) -> None:
+    """Nothing but one half against the other, all the time: two branches of equal weight."""
+    size = world.rng.choice([4, 6, 8, 10])
+    names = [name_of(number) for number in range(size)]
+    for number, name in enumerate(names):
+        peer = Peer(world, name, f"p{number}", Disk(GENESIS))
+        peer.cut = set(names[size // 2 :] if number < size // 2 else names[: size // 2])
+        world.peers[name] = peer
+        world.at(0, peer.boot)
+
+
+def reboot(world: World, peer: Peer, lost: int) -> None:
+    """Back, perhaps with a disk from `lost` heights ago."""
+    if peer.up:
+        return
+    if lost and peer.disk.entries:
+        del peer.disk.entries[-lost:]
+        peer.tips.clear()
+        world.tell(f"{peer.label}: its disk is {lost} heights older now")
+    peer.boot()
+
+
+def mishap(world: World) -> None:
+    rng = world.rng
+    peer = rng.choice([peer for peer in world.peers.values() if peer.honest])
+    kind = rng.choice(MISHAPS)
+    world.tell(f"{peer.label}: {kind}")
+    lasts_ms = int(1000 * 2 ** (rng.random() * 7))
+    match kind:
+        case "crash":
+            if peer.up:
+                peer.fuse = rng.randint(0, 80)
+            world.at(world.now + lasts_ms, reboot, world, peer, 0)
+        case "old disk":
+            if peer.up:
+                peer.crash()
+            world.at(world.now + lasts_ms, reboot, world, peer, rng.randint(1, 4))
+        case "clock back":
+            if peer.up:
+                peer.crash()
+            peer.skew_ms -= rng.randint(500, 15_000)
+            world.skewed = True
+            world.at(world.now + rng.randint(500, 2000), reboot, world, peer, 0)
+        case "sleep":
+            peer.asleep_ms = world.now + lasts_ms
+        case "cut off" | "split" | "one way":
+            names = list(world.peers)
+            side = {peer.name} if kind != "split" else set(rng.sample(names, rng.randint(1, len(names) - 1)))
+            for name, one in world.peers.items():
+                other = set(names) - side if name in side else side
+                if kind != "one way" or name in side:
+                    one.cut = set(other)
+            world.at(world.now + lasts_ms, heal, world)
+        case "clock":
+            peer.skew_ms = rng.choice([rng.randint(-CLOCK_SKEW_MS, CLOCK_SKEW_MS), rng.randint(-4000, 4000)])
+            world.skewed = True
+        case "pause" if peer.up:
+            peer.later(0, peer.feed, PauseAsked(rng.choice([0, peer.clock() + lasts_ms])))
+            peer.later(lasts_ms, peer.feed, ResumeAsked())
+        case "leave" if peer.up:
+            peer.later(0, peer.feed, LeaveAsked())
+            world.of(peer, min(world.now + 4000, CALM_MS - 1), peer.crash)
+            world.at(world.now + 4000 + lasts_ms, reboot, world, peer, 0)
+        case "trainer" if peer.up:
+            peer.later(0, peer.feed, TrainerDown())
+            peer.later(lasts_ms, peer.feed, TrainerUp())
+        case "slow":
+            peer.step_ms = rng.choice([300, 5000, 20_000])
+            peer.compute_ms = rng.choice([50, 3000])
+            peer.write_ms = rng.choice([30, 3000, 20_000])
+            peer.fetch_ms = rng.choice([200, 5000, 40_000])
+        case "disk full":
+            peer.disk_full = True
+        case "wrong":
+            peer.wrong = 0.5
+
+
+MISHAPS = (
+    "crash", "crash", "crash", "old disk", "sleep", "cut off", "split", "split", "one way", "clock", "clock back", "pause", "leave",
+    "trainer", "slow", "slow", "disk full", "wrong",
+)  # fmt: skip
+
+
+def heal(world: World) -> None:
+    for peer in world.peers.values():
+        peer.cut = set()
+
+
+def calm(world: World) -> None:
+    """No more faults: liars are gone, everybody else is up, in reach, awake, in time and sound. But for one, perhaps: nobody
+    may have to wait for it."""
+    world.tell("calm")
+    world.loss, world.late_ms, world.skewed = 0.0, 0, False
+    heal(world)
+    honest = [peer for peer in world.peers.values() if peer.honest]
+    hidden = sum(peer.nat for peer in honest)  # of two that cannot be dialled, neither may lead the other
+    left_behind = world.rng.choice(honest) if len(honest) > 4 and hidden < 2 and world.random() < 0.4 else None
+    for peer in world.peers.values():
+        if not peer.honest:
+            peer.crash()
+            continue
+        if peer.up and (peer.asleep_ms > world.now or peer.member.state in (State.PAUSED, State.LEFT)):
+            peer.crash()
+        peer.fuse, peer.asleep_ms, peer.disk_full, peer.wrong = None, 0, False, 0.0
+        peer.step_ms, peer.compute_ms, peer.write_ms, peer.fetch_ms = 300, 50, 30, 200
+        peer.skew_ms = world.rng.randint(-200, 200)
+        peer.stuck = peer is left_behind
+        if not peer.up:
+            peer.boot()
+        elif not peer.member.trainer:
+            peer.later(1000, peer.feed, TrainerUp())

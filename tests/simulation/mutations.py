@@ -1,0 +1,202 @@
+"""Rules dropped or weakened, one at a time: what the histories must catch, or they prove nothing.
+
+Where a rule is a function of `protocols/`, that function is changed; where it is one of `tapestryd/`, its model in peer.py.
+"""
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from protocols import lineage, rounds, settling
+from protocols.grouping import Roster, accept
+from protocols.lineage import Tip
+from protocols.schedule import Schedule
+from protocols.settling import Vote
+from tests.simulation import peer as room
+from tests.simulation.peer import Disk, Peer, Work
+from tests.simulation.run import GENESIS
+
+
+def _set(holder: object, name: str, value: object) -> None:
+    setattr(holder, name, value)
+
+
+def _quorum(enough: Callable[[int], int]) -> None:
+    for module in (settling, lineage, room):
+        _set(module, "quorum", enough)
+
+
+def _winner(changed: Callable[[Sequence[Vote], int, int], Vote | None]) -> None:
+    _set(settling, "winner", changed)
+
+
+def _accept(**forced: Callable[[Any], object]) -> None:
+    """As the roster says, whatever we know better."""
+
+    def any_roster(value: Any, **known: Any) -> Roster:
+        return accept(value, **{**known, **{key: said(value["body"]) for key, said in forced.items()}})
+
+    _set(room, "accept", any_roster)
+
+
+def half() -> None:
+    _quorum(lambda members: max(1, members // 2))
+
+
+def majority() -> None:
+    _quorum(lambda members: members // 2 + 1)
+
+
+def roster_only() -> None:
+    plain = settling.winner
+    _winner(lambda votes, members, present: plain(votes, members, 1))
+
+
+def present_only() -> None:
+    plain = settling.winner
+    _winner(lambda votes, members, present: plain(votes, 1, present))
+
+
+def counted_twice() -> None:
+    plain = settling.winner
+    _winner(lambda votes, members, present: plain([*votes, *votes], members, present))
+
+
+def before_the_quorum() -> None:
+    _winner(lambda votes, members, present: votes[0])
+
+
+def own_result_only() -> None:
+    """Whatever wins, we hold that it is ours."""
+    plain = Peer.count
+
+    def count(self: Peer, work: Work) -> None:
+        meeting = work.meeting
+        if work.vote is not None and meeting is not None and len(meeting.ballots) * 2 > len(meeting.members):
+            meeting.ballots = {name: (work.vote, parts) for name, (_, parts) in meeting.ballots.items()}
+        plain(self, work)
+
+    _set(Peer, "count", count)
+
+
+def lighter_is_better() -> None:
+    _set(Tip, "better_than", lambda self, other: (other.weight, self.base) > (self.weight, other.base))
+
+
+def no_tie_break() -> None:
+    _set(Tip, "better_than", lambda self, other: self.weight > other.weight)
+
+
+def higher_is_better() -> None:
+    _set(Tip, "better_than", lambda self, other: (self.height, other.base) > (other.height, self.base))
+
+
+def roster_of_any_base() -> None:
+    _accept(before=lambda body: body["before"])
+
+
+def no_gather_deadline() -> None:
+    _set(Schedule, "gather_by", lambda self, round: self.deadline(round + 10))
+
+
+def no_stage_deadline() -> None:
+    for state in (rounds.State.STOPPING, rounds.State.GATHERING, rounds.State.REDUCING, rounds.State.SETTLING):
+        del rounds.MOVES[state, rounds.Tick]
+
+
+def no_certificate() -> None:
+    _set(lineage, "quorum", lambda members: 0)
+
+
+def believes_tips() -> None:
+    _set(Peer, "seen", lambda self: tuple(record.seen for record, _ in self.known.values()))
+
+
+def follows_any_weight() -> None:
+    _set(Vote, "from_body", classmethod(lambda cls, body: cls(**body)))
+
+
+def takes_rounds_to_come() -> None:
+    _set(Peer, "parsed", lambda self, data: self.world.ledger.parsed(data) if data else None)
+
+
+def a_round_twice() -> None:
+    _set(Peer, "may_gather", lambda self, work: True)
+
+
+def fetching_ignored() -> None:
+    _set(rounds.Member, "fetching", property(lambda self: False, lambda self, value: None))
+
+
+def discard_keeps_the_base() -> None:
+    plain = Peer.perform
+
+    def perform(self: Peer, effect: rounds.Effect) -> None:
+        work = self.work
+        if isinstance(effect, rounds.Discard) and work is not None and work.vote is not None:
+            self.tip = self.member.tip = Tip(work.vote.height, work.vote.weight, work.vote.after)
+        plain(self, effect)
+
+    _set(Peer, "perform", perform)
+
+
+def base_before_disk() -> None:
+    def write(self: Peer, work: Work) -> None:
+        self.later(0, plain, self, work)
+        if work.vote is not None and not self.disk_full:
+            self.moved(Tip(work.vote.height, work.vote.weight, work.vote.after))
+            self.publish()
+            self.spark()
+
+    plain = Peer.write
+    _set(Peer, "write", write)
+
+
+def keeps_a_failed_commit() -> None:
+    """A full disk is taken for a commit all the same."""
+
+    def write(self: Peer, work: Work) -> None:
+        if self.disk_full and work.vote is not None:
+            self.put(work, Tip(work.vote.height, work.vote.weight, work.vote.after))
+        else:
+            plain(self, work)
+
+    plain = Peer.write
+    _set(Peer, "write", write)
+
+
+def presences_for_ever() -> None:
+    _set(room, "PRESENCE_MS", 10**9)
+
+
+def no_repair() -> None:
+    _set(Peer, "repair", lambda self, work: None)
+
+
+def goes_back_for_a_snapshot() -> None:
+    """Catching up begins with whatever snapshot there is."""
+
+    def catch_up(self: Peer, target: Tip, donors: tuple[str, ...]) -> Generator[Any, Any, bool]:
+        self.tip, self.disk = GENESIS, Disk(GENESIS)
+        return (yield from plain(self, target, donors))
+
+    plain = Peer.catch_up
+    _set(Peer, "catch_up", catch_up)
+
+
+def computes_by_name() -> None:
+    """The same parts do not lead everybody to the same base."""
+    plain = Peer.push
+
+    def push(self: Peer, name: str, vote: Vote, parts: Any, tries: int) -> None:
+        plain(self, name, replace(vote, after=room.step(vote.after, self.name)), parts, tries)
+
+    _set(Peer, "push", push)
+
+
+QUICK = (half, roster_only, counted_twice, before_the_quorum, lighter_is_better, believes_tips, own_result_only, computes_by_name)
+ALL = (
+    *QUICK, majority, present_only, discard_keeps_the_base, no_tie_break, higher_is_better, roster_of_any_base,
+    no_gather_deadline, no_stage_deadline, no_certificate, follows_any_weight, takes_rounds_to_come, a_round_twice, fetching_ignored,
+    base_before_disk, keeps_a_failed_commit, presences_for_ever, goes_back_for_a_snapshot, no_repair,
+)  # fmt: skip
