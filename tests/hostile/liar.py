@@ -238,3 +238,13 @@ class Liar:
             in_cache=[False] * len(items), peer=dht_pb2.NodeInfo(),
         )  # fmt: skip
         return list(dht_pb2.StoreResponse.FromString(await self.rpc(peer, "rpc_store", request.SerializeToString())).store_ok)
+
+    async def look(self, peer: str) -> list[Json]:
+        """The bodies of all presences that this peer's DHT node knows."""
+        source = DHTID.generate(source=f"{self.prefix}/presence").to_bytes()
+        request = dht_pb2.FindRequest(keys=[source], peer=dht_pb2.NodeInfo())
+        result = dht_pb2.FindResponse.FromString(await self.rpc(peer, "rpc_find", request.SerializeToString())).results[0]
+        if result.type != dht_pb2.FOUND_DICTIONARY:
+            return []
+        records = [MSGPackSerializer.loads(entry.value) for _, entry in MSGPackSerializer.loads(result.value).items()]
+        return [Signed.from_json(loads(record, 1 << 20), "presence", verify).body for record in records]

@@ -70,7 +70,6 @@ LIES = [
 
 LOST = [
     Lie("a byte short", lambda part: part[:-1], "missing_part", "malformed"),
-    Lie("a byte long", lambda part: part + b"x", "missing_part", "too_large"),
     Lie("silent", lambda part: None, "missing_part", ""),
 ]
 """Parts that nobody gets: the round waits for them until its deadline, and no longer."""

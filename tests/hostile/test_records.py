@@ -108,7 +108,7 @@ def test_thousands_of_records_hide_nobody(tmp_path: Path) -> None:
     async def work() -> None:
         async with watching(tmp_path, 2) as (here, liar):
             one, two = here
-            crowd = [Person(f"nobody {number}") for number in range(3000)]
+            crowd = [Person(f"nobody {number}") for number in range(1500)]
             addrs = [f"/dns4/{'x' * 180}/tcp/{port}" for port in range(1, 9)]
             kept = 0
             for person in crowd:
