@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import pydoc_data.topics
 import struct
 import threading
 from collections import Counter
@@ -21,10 +22,9 @@ from protocols.rules import RunRules
 from tapestryd.exchange import Offer
 from tests.hostile.liar import Liar
 from tests.lineages import noise
-from tests.living import Peer, corpora, digests_by_height, found
+from tests.living import Peer, digests_by_height, found
 from tests.people import Person, verify
 from tests.swarm.rooms import now_ms
-from tests.training.tiny import write_text
 
 LIES = ("sign-flipped x10", "NaN", "huge, claimed small", "silent")
 GONE = (OSError, EOFError, TimeoutError, KeyError, ControlFailure, P2PDaemonError)
@@ -116,10 +116,13 @@ def _fields(tip: Tip) -> tuple[int, int, str]:
 
 @contextmanager
 def swarm(folder: Path) -> Iterator[list[Peer]]:
-    at = corpora()
-    texts = sorted(path for path in at.iterdir() if path.is_dir())[:3] if at else []
-    texts += [write_text(folder / f"text{number}") for number in range(3 - len(texts))]
-    peers = [Peer(folder / name, [text]) for name, text in zip(("north", "south", "west"), texts, strict=True)]
+    prose = "\n\n".join(pydoc_data.topics.topics.values())
+    peers = []
+    for number, name in enumerate(("north", "south", "west")):
+        data = folder / "data" / name
+        data.mkdir(parents=True)
+        (data / "prose.txt").write_text(prose[number * 100_000 : (number + 1) * 100_000])
+        peers.append(Peer(folder / name, [data]))
     try:
         yield peers
     finally:
@@ -130,7 +133,8 @@ def swarm(folder: Path) -> Iterator[list[Peer]]:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_liar_among_real_daemons(tmp_path: Path) -> None:
-    """They commit on, hold the same bases, learn, log no traceback, and in the end do not listen to it any more."""
+    """They commit on, hold the same bases, learn, log no traceback, and in the end do not listen to it any more. What it costs
+    them is measured in test_loss: here nobody takes the same number of steps twice."""
     toml = found(tmp_path / "founder", "--train", "4", "--average", "8")
     rules = RunRules.from_toml(toml.read_text())
     with swarm(tmp_path) as peers:
