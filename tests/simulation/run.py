@@ -42,14 +42,17 @@ def forget() -> None:
     _known.clear()
 
 
-_message, _claim = Signed.message, Claim.from_body
-_claims = cache(lambda *of: _claim({**dict(zip(("steps", "rate", "norms"), of, strict=True)), "delegation": {}}, verify))
+def frugal() -> None:
+    """In a process that nobody uses for anything else: what is parsed, hashed and checked again and again is so once only."""
+    message, claim, from_body, from_json = Signed.message, Claim.from_body, Roster.from_body, Signed.from_json
+    claims = cache(lambda *of: claim({**dict(zip(("steps", "rate", "norms"), of, strict=True)), "delegation": {}}, verify))
+    setattr(grouping, "public_key", cache(identity.public_key))  # noqa: B010
+    setattr(Claim, "from_body", lambda body, verify: claims(body["steps"], body["rate"], body["norms"]))  # noqa: B010
+    setattr(Roster, "from_body", once("roster", from_body))  # noqa: B010
+    setattr(Signed, "from_json", once("signed", from_json))  # noqa: B010
+    setattr(Signed, "message", staticmethod(lambda kind, body: once(f"message {kind}", lambda value: message(kind, value))(body)))  # noqa: B010
 
-setattr(grouping, "public_key", cache(identity.public_key))  # noqa: B010
-setattr(Claim, "from_body", lambda body, verify: _claims(body["steps"], body["rate"], body["norms"]))  # noqa: B010
-setattr(Roster, "from_body", once("roster", Roster.from_body))  # noqa: B010
-setattr(Signed, "from_json", once("signed", Signed.from_json))  # noqa: B010
-setattr(Signed, "message", staticmethod(lambda kind, body: once(f"message {kind}", lambda value: _message(kind, value))(body)))  # noqa: B010
+
 digest_of = once("digest", lambda roster: roster.digest)
 
 

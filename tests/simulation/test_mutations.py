@@ -11,6 +11,7 @@ import pytest
 from tests.simulation import mutations
 from tests.simulation.crowd import CORES
 from tests.simulation.histories import live
+from tests.simulation.run import frugal
 
 Caught = tuple[str, int, str]
 
@@ -31,7 +32,7 @@ def hunt(what: tuple[str, int]) -> Caught:
 
 def table(which: Sequence[Callable[[], None]], most: int) -> list[Caught]:
     found = []
-    with get_context("spawn").Pool(CORES, maxtasksperchild=1) as pool:
+    with get_context("spawn").Pool(CORES, initializer=frugal, maxtasksperchild=1) as pool:
         for name, number, invariant in pool.imap_unordered(hunt, [(mutation.__name__, most) for mutation in which], chunksize=1):
             print(f"{name:28} {number:5}  {invariant or 'NOT CAUGHT'}")
             found.append((name, number, invariant))
