@@ -29,6 +29,7 @@ class Reason(Enum):
     REVOKED = "revoked"
     NORM = "norm"
     EQUIVOCATION = "equivocation"
+    SILENT = "silent"
     TOO_SOON = "too_soon"
     TOO_MANY_STREAMS = "too_many_streams"
     STALLED = "stalled"

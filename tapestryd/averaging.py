@@ -163,7 +163,12 @@ class Averaging:
             )  # fmt: skip
 
         by = self._loop_time(self.rules.schedule.deadline(r.number) - _ENOUGH_MS)
-        r.vote, r.certificate = await self._settlement.perform(meeting, compute, r.present, by)
+        try:
+            r.vote, r.certificate = await self._settlement.perform(meeting, compute, r.present, by)
+        except Unsettled:
+            silent = [peer for part, peer in enumerate(roster.reducers) if part not in meeting.blobs]
+            self._gathering.silence.note(r.number, roster.reducers, silent)
+            raise
         return Settled(r.number)
 
     async def commit(self) -> Event:

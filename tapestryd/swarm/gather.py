@@ -8,14 +8,15 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from protocols import limits
 from protocols.canonical import Json, Sign, Signed, Verify, take
 from protocols.grouping import ATTEMPTS, Claim, Roster, accept, order
-from protocols.refusal import Reason, Refused
+from protocols.refusal import Declined, Reason, Refused
 from tapestryd.swarm.node import Node
+from tapestryd.swarm.silence import Silence
 from tapestryd.swarm.streams import Gone, Stream
 
 log = logging.getLogger(__name__)
@@ -61,6 +62,8 @@ class Roll(Protocol):
 
 
 class Gathering:
+    """`silence`: whose parts never came, for the rosters that we lead."""
+
     def __init__(self, node: Node, run: str, min_peers: int, sign: Sign, verify: Verify, round_now: Callable[[], int], roll: Roll) -> None:
         self._node = node
         self._run = run
@@ -69,6 +72,7 @@ class Gathering:
         self._verify = verify
         self._round_now = round_now
         self._roll = roll
+        self.silence = Silence()
         self._parked: dict[tuple[int, str], _Parked] = {}
 
     async def serve(self) -> None:
@@ -81,6 +85,7 @@ class Gathering:
         if abs(head["round"] - self._round_now()) > 1:
             raise Refused(Reason.OTHER_ROUND, f"round {head['round']} is not now")
         self._roll.admit_caller(stream.peer, claim, head["round"])
+        self.silence.check(stream.peer, claim, head["round"])
         for key, other in list(self._parked.items()):  # one call a peer: nobody crowds out the others
             if other.callers.pop(stream.peer, None) is not None and not other.callers and not other.led:
                 self._close(key, {"refused": Reason.OTHER_ROUND.value, "detail": "called elsewhere since"})
@@ -128,7 +133,7 @@ class Gathering:
                     if leader == me:
                         roster = await self._lead(key, fragment, others, claim, closes)
                     else:
-                        roster = await self._call(leader, key, fragment, claim, closes + margin)
+                        roster = await self._ask(leader, key, fragment, claim, closes + margin)
                         self._close(key, {"refused": Reason.OTHER_ROSTER.value, "detail": f"{leader[-6:]} leads"})
                     return Gathered(roster, leader, tuple(passed_over))
                 except (Gone, Refused) as error:
@@ -174,6 +179,16 @@ class Gathering:
             self._node.refused(refused, "call", peer)
             return False
         return True
+
+    async def _ask(self, leader: str, key: tuple[int, str], fragment: int, claim: Claim, closes: float) -> Roster:
+        """The roster of `leader`, who may not want us to reduce."""
+        try:
+            return await self._call(leader, key, fragment, claim, closes)
+        except Declined as declined:
+            if declined.reason is not Reason.SILENT or not claim.rate:
+                raise
+            log.info("round=%d %s; we reduce nothing", key[0], declined.detail)
+            return await self._call(leader, key, fragment, replace(claim, rate=0), closes)
 
     async def _call(self, leader: str, key: tuple[int, str], fragment: int, claim: Claim, closes: float) -> Roster:
         loop = asyncio.get_running_loop()

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from protocols.canonical import Sign, Signed, Verify, is_digest, take
 from protocols.refusal import Reason, Refused
-from protocols.settling import Vote, decided, equivocation, made_by, merkle, quorum
+from protocols.settling import Vote, decided, equivocation, made_by, merkle
 from tapestryd.swarm.meeting import Meeting, Meetings, Sizes
 from tapestryd.swarm.node import Node
 from tapestryd.swarm.streams import Gone, Stream
@@ -122,24 +122,25 @@ class Settlement:
                 return
 
     async def _repair(self, meeting: Meeting, by: float) -> None:
-        """Fetch missing parts by the digests that, with us, a majority would vote for."""
-        count, needed = len(meeting.slices), quorum(len(meeting.roster.members)) - 1
+        """Fetch missing parts from whoever voted for them: a vote says that all parts were here, and its reducer has signed each."""
+        count = len(meeting.slices)
         asked: set[str] = set()
 
-        def backers() -> list[str]:
-            """Voters whom we have not asked for parts that enough of them voted for, and that do not gainsay what we hold."""
+        def voters() -> list[str]:
+            """Whom we have not asked, of those that do not gainsay what we hold; first who voted as most did."""
             named = Counter(ballot[2] for ballot in meeting.ballots.values())
             held = {part: made.body["digest"] for part, made in meeting.made.items()}
-            return [
+            agree = [
                 peer
                 for peer, ballot in meeting.ballots.items()
-                if named[ballot[2]] >= needed and peer not in asked and all(ballot[2][part] == here for part, here in held.items())
+                if peer not in asked and all(ballot[2][part] == here for part, here in held.items())
             ]
+            return sorted(agree, key=lambda peer: -named[meeting.ballots[peer][2]])
 
         while len(meeting.blobs) < count:
-            if not await meeting.wait(lambda: len(meeting.blobs) == count or bool(backers()), by):
+            if not await meeting.wait(lambda: len(meeting.blobs) == count or bool(voters()), by):
                 raise Unsettled("missing_part")
-            for peer in backers():
+            for peer in voters():
                 asked.add(peer)
                 await self._fetch(meeting, peer, meeting.ballots[peer][2])
 

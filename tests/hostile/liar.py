@@ -141,8 +141,8 @@ class Liar:
         reader, writer = await self.open(leader, "call")
         try:
             writer.write(framed({"round": number, "before": before, "claim": claim.to_body()}))
-            await read(reader)
-            return (await read(reader))[0]
+            head, _ = await read(reader)
+            return (await read(reader))[0] if head == dumps({"accepted": True}) else head
         finally:
             writer.close()
 

@@ -22,7 +22,7 @@ def _set(holder: object, name: str, value: object) -> None:
 
 
 def _quorum(enough: Callable[[int], int]) -> None:
-    for module in (settling, lineage, room):
+    for module in (settling, lineage):
         _set(module, "quorum", enough)
 
 

@@ -47,7 +47,7 @@ from protocols.rounds import (
     Trained,
     TrainerUp,
 )
-from protocols.settling import Vote, coverage_ppm, merkle, quorum
+from protocols.settling import Vote, coverage_ppm, merkle
 from tests.simulation.ledger import better
 from tests.simulation.run import AVERAGING, COVERAGE_PPM, FRAGMENTS, GENESIS, LOOK_MS, MIN_PEERS, RUN, SCHEDULE, digest_of, signed, verify
 from tests.simulation.world import Crash, Record, World
@@ -655,14 +655,14 @@ class Peer:
             self.stage_ends(work, Failed(work.number, "no_majority" if work.vote else "missing_part"))
 
     def repair(self, work: Work) -> None:
-        """Fetch what is missing from a voter whose parts enough others voted for."""
+        """Fetch what is missing from a voter that agrees with what is here, first from those who voted as most did."""
         meeting = work.meeting
         if meeting is None or not work.settling or self.work is not work or len(meeting.parts) == len(meeting.reducers) or work.asking:
             return
         named = Counter(parts for _, parts in meeting.ballots.values())
-        for peer, (_, parts) in list(meeting.ballots.items()):
+        for peer, (_, parts) in sorted(meeting.ballots.items(), key=lambda ballot: -named[ballot[1][1]]):
             agrees = all(parts[place] == part for place, part in meeting.parts.items())
-            if named[parts] >= quorum(len(meeting.members)) - 1 and peer not in work.asked and agrees:
+            if peer not in work.asked and agrees:
                 work.asked.add(peer)
                 work.asking = True
                 self.resume(self.fetch_parts(work, meeting, peer, parts), None)
