@@ -20,6 +20,7 @@ from tapestryd.training.data import Corpus, open_corpus
 from tapestryd.training.diloco import Replica, Where
 from tapestryd.training.text import Bytes
 from tests.chaos.namespaces import Lan
+from tests.chaos.told import stage_times
 from tests.living import Peer, corpora, digests_by_height, found
 
 REGIONS = ("swahili", "ukrainian", "armenian", "basque")
@@ -112,6 +113,7 @@ def test_four_regions_then_a_fifth_a_kill_and_a_farewell(peers: list[Peer], tmp_
     took_ms = [story["took_ms"] for story in stories if story["result"] == "committed"]
     sent = [story["sent_bytes"] for story in stories if story["result"] == "committed"]
     print(f"rounds {len(stories)}, committed {len(took_ms)}; one took median {statistics.median(took_ms):.0f} ms, max {max(took_ms)} ms")
+    print(f"of that, in ms: {stage_times(stories)}")
     print(f"sent in a committed round: median {statistics.median(sent):,.0f} bytes")
     assert all(len(digests) == 1 for digests in by_height.values()), by_height
     assert len({status["run"]["base_digest"] for status in final}) == 1

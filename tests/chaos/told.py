@@ -73,6 +73,15 @@ def strands(heights: Sequence[int]) -> int:
     return len({height - place for height, place in zip(sorted(heights), count())})
 
 
+def stage_times(stories: Iterable[dict[str, Any]]) -> str:
+    """Median and greatest of each stage, over the committed rounds of all machines."""
+    times: dict[str, list[int]] = {}
+    for story in stories:
+        for stage, ms in story["times_ms"].items() if story["result"] == "committed" else ():
+            times.setdefault(stage, []).append(ms)
+    return ", ".join(f"{stage} {statistics.median(found):.0f} (max {max(found)})" for stage, found in times.items())
+
+
 class Told:
     """`begun_ms`, `ended_ms`: of the chaos. `lives`: each machine's stories."""
 
@@ -109,6 +118,7 @@ class Told:
             ("restart → own next commit", self._spread(self._returns())),
             ("local steps in discarded rounds", f"{lost:,} of {taken:,} ({_percent(lost, taken)})"),
             ("forks", f"{strands(forked)}, of {len(forked)} heights; {self.rollbacks} rollbacks"),
+            ("a committed round, ms by stage", stage_times(during)),
             ("discarded by reason", _listed(dict(reasons.most_common())) or "none"),
         ]
         return [f"{name:38}{value}" for name, value in rows]
