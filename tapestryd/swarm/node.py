@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from hivemind.dht.node import DHTNode
 from hivemind.p2p import PeerID
@@ -86,6 +86,7 @@ class Node:
         self._open: Counter[str] = Counter()
         self._asked: dict[str, float] = {}
         self._partings: set[asyncio.Task[None]] = set()
+        self._serving: set[asyncio.Task[Any]] = set()
         self.peer_id: str = libp2p.p2p.peer_id.to_base58()
         self.meter = Meter()
         self.refusals: Counter[str] = Counter()
@@ -110,6 +111,9 @@ class Node:
             async with asyncio.timeout(_STOP_S):  # with p2pd dead, hivemind would wait for it for ever
                 await self._dht.shutdown()
         await self._libp2p.stop()
+        for task in self._serving:
+            task.cancel()
+        await asyncio.gather(*self._serving, return_exceptions=True)
 
     @property
     def alive(self) -> bool:
@@ -223,6 +227,9 @@ class Node:
         async def handle(info: object, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             peer = info.peer_id.to_base58()  # type: ignore[attr-defined]
             stream = Stream(peer, verb, reader, writer, self.meter)
+            task = asyncio.current_task()
+            assert task is not None
+            self._serving.add(task)
             self._open[peer] += 1
             try:
                 if self._open[peer] > _STREAMS_A_PEER:
@@ -244,11 +251,12 @@ class Node:
                     await stream.busy(busy.retry_s)
             except Gone as gone:
                 log.debug("%s", gone)
-            except asyncio.CancelledError:  # our loop ends; passed on, asyncio's streams would log it as an error, with a traceback
+            except asyncio.CancelledError:  # we stop; passed on, asyncio's streams would log it as an error, with a traceback
                 log.debug("%s to %s: cut off by our own end", verb, peer[-6:])
             except Exception:
                 log.exception("serving %s to %s", verb, peer)
             finally:
+                self._serving.discard(task)
                 self._open[peer] -= 1
                 self._open += Counter()  # forgets zeros
                 stream.close()

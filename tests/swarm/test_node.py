@@ -353,6 +353,7 @@ def test_a_handler_that_still_waits_at_the_end_is_no_error(tmp_path: Path, caplo
             await two.serve("forever", forever)
             await one.open(two.peer_id, "forever")
             await waits.wait()
+        assert not two._serving
 
     go(work, uv=uv)
     assert "Exception in callback" not in caplog.text
