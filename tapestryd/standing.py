@@ -69,6 +69,8 @@ FAULTS: Mapping[Reason, Tolerance | None] = {
     Reason.OTHER_TREATY: None,
     # Yes: it does not know yet. A ban ends by time, not by silence.
     Reason.BANNED: None,
+    # Yes: its line failed. Nobody can prove that something did not come.
+    Reason.SILENT: None,
 }
 """Every reason decided: its cost, or None if it is no fault."""
 

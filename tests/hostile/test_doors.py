@@ -64,7 +64,8 @@ def test_garbage_at_every_door(tmp_path: Path) -> None:
             for name, data, reason in GARBAGE:
                 answer = await here.liar.say(peer, verb, data)
                 assert reason is not None
-                assert loads(answer[LENGTHS.size :], 9999)["refused"] == reason.value, (verb, name, answer)
+                # What is not read to its end may cost the liar the answer: its stream is reset.
+                assert not answer or loads(answer[LENGTHS.size :], 9999)["refused"] == reason.value, (verb, name, answer)
                 assert target.refused() == {reason.value: 1}, (verb, name)
                 target.node.refusals.clear()
             for data in ENDED:

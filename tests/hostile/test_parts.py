@@ -20,12 +20,12 @@ from tests.hostile.world import Turn, World, fought, idle
 from tests.people import RATE
 from tests.swarm.rooms import go, until
 
-Bend = Callable[[bytes], bytes | None]
+Bend = Callable[[bytes], bytes]
 
 
 @dataclass(frozen=True)
 class Lie:
-    """`bent`: what becomes of the liar's part; None: nobody gets it. `ends`: how the round does, empty: committed.
+    """`bent`: what becomes of the liar's part. `ends`: how the round does, empty: committed.
     `refused`: what every honest peer counts."""
 
     name: str
@@ -68,19 +68,13 @@ LIES = [
     Lie("the integer -128", lambda part: part[:-1] + b"\x80", "malformed", "malformed"),
     Lie("of nobody's offers", bits(0), "malformed", "malformed"),
     Lie("of strangers' offers", bits(1 << 200), "malformed", "malformed"),
+    Lie("a byte short", lambda part: part[:-1], "missing_part", "malformed"),  # the last: nobody has it reduce after that
 ]
 
-LOST = [
-    Lie("a byte short", lambda part: part[:-1], "missing_part", "malformed"),
-    Lie("silent", lambda part: None, "missing_part", ""),
-]
-"""Parts that nobody gets: the round waits for them until its deadline, and no longer."""
 
-
-@pytest.mark.parametrize("lies", [LIES, LOST], ids=["told", "lost"])
-def test_a_reducer_that_lies(tmp_path: Path, lies: list[Lie]) -> None:
+def test_a_reducer_that_lies(tmp_path: Path) -> None:
     async def work(here: World) -> None:
-        for lie in lies:
+        for lie in LIES:
             turn = here.next()
             events = await here.play(turn, reduces(here, turn, lambda _, part, lie=lie: lie.bent(part)))  # type: ignore[misc]
             if lie.ends:
