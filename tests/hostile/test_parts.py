@@ -117,7 +117,7 @@ def test_a_part_that_one_honest_member_got_is_everybodys(tmp_path: Path) -> None
         here.agreed(await here.play(turn, reduces(here, turn, lambda peer, part: part if peer == lucky else None)))
         assert here.liar.peer in here.last().roster.reducers
 
-    go(fought(tmp_path, 3, work))
+    go(fought(tmp_path, 3, work, average_ms=6000))
 
 
 async def sends(here: World, turn: Turn) -> None:

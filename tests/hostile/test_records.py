@@ -16,7 +16,7 @@ from protocols import limits
 from protocols.records import Presence
 from tapestryd.neighbours import Neighbours
 from tapestryd.swarm.lineage import Fetcher
-from tests.hostile.liar import Liar, framed
+from tests.hostile.liar import Liar, framed, read
 from tests.hostile.world import quiet
 from tests.lineages import PEOPLE
 from tests.people import RUN, Person, verify
@@ -151,6 +151,7 @@ def test_one_liar_does_not_set_the_clock(tmp_path: Path, count: int) -> None:
         async with watching(tmp_path, count) as (here, liar):
 
             async def lies(peer: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                await read(reader)  # what is left unread resets the stream, and the answer is lost with it
                 writer.write(framed({"now_ms": now_ms() + 3_600_000}))
                 await writer.drain()
 
