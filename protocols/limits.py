@@ -65,9 +65,6 @@ TENSORS = 16_384
 FRAGMENTS = 64
 """Fragments of a vector. (treaty)"""
 
-MANIFEST_BYTES = 16 * MIB
-"""A snapshot's manifest: 67 bytes a piece, so a vector of about 1.3e11 elements, before a snapshot needs a tree. (treaty)"""
-
 PIECE_BYTES = 4 * MIB
 """One piece of a snapshot or a log entry as it is fetched; the unit of digest, retry and resume. (treaty)"""
 

@@ -168,7 +168,7 @@ class Snapshot:
     @classmethod
     def parse(cls, data: bytes, *, run: str, elements: int, fragments: int) -> "Snapshot":
         """Parse a manifest. Refused unless it is of this run and size, and its fragments have its base's digest."""
-        body: Json = loads(data, limits.MANIFEST_BYTES)
+        body: Json = loads(data, manifest_bytes(elements, fragments))
         take(body, {"run": str, "height": int, "weight": int, "base": str, "fragments": list, "elements": int, "pieces": list})
         pairs = [tuple(pair) if isinstance(pair, list) else () for pair in body["fragments"]]
         if body["run"] != run:
@@ -185,6 +185,11 @@ class Snapshot:
             raise Refused(Reason.OUT_OF_RANGE, "height or weight")
         tip = Tip(body["height"], body["weight"], body["base"])
         return cls(run, tip, tuple((a, b) for a, b in pairs), elements, tuple(body["pieces"]))
+
+
+def manifest_bytes(elements: int, fragments: int) -> int:
+    """No manifest of a vector of so many elements and fragments is longer."""
+    return 512 + 136 * fragments + 67 * piece_count(8 * elements)
 
 
 def piece_count(size: int) -> int:

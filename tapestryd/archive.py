@@ -10,7 +10,7 @@ from pathlib import Path
 
 from protocols import limits
 from protocols.canonical import Verify, digest, is_digest
-from protocols.lineage import Entry, Snapshot, Tip
+from protocols.lineage import Entry, Snapshot, Tip, manifest_bytes
 from protocols.refusal import Refused
 from protocols.rules import Invite, RunRules
 from tapestryd.errors import LocalFault
@@ -161,7 +161,7 @@ def _snapshots(manifests: Sequence[Path], rules: RunRules) -> dict[int, tuple[Sn
     found: dict[int, tuple[Snapshot, Path]] = {}
     for file in manifests:
         try:
-            data = read(file, limits.MANIFEST_BYTES)
+            data = read(file, manifest_bytes(layout.elements, layout.fragments))
             snapshot = Snapshot.parse(data, run=rules.run_id, elements=layout.elements, fragments=layout.fragments)
         except Refused as refused:
             raise Fault(file, None, str(refused)) from None

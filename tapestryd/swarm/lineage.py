@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from protocols import limits
 from protocols.canonical import Json, Verify, digest, take
-from protocols.lineage import Entry, Snapshot, Tip
+from protocols.lineage import Entry, Snapshot, Tip, manifest_bytes
 from protocols.refusal import Declined, Reason, Refused
 from protocols.rules import RunRules
 from tapestryd.swarm.draw import Draw, Flight
@@ -92,7 +92,7 @@ class Fetcher:
 
         async def ask(donor: str) -> tuple[str, Snapshot] | None:
             try:
-                _, body = await self._node.ask(donor, "snapshots", {"base": base}, body_bytes=limits.MANIFEST_BYTES)
+                _, body = await self._node.ask(donor, "snapshots", {"base": base}, body_bytes=manifest_bytes(elements, fragments))
                 found = Snapshot.parse(bytes(body), run=self._run, elements=elements, fragments=fragments)
                 if base and found.tip.base != base:
                     raise Refused(Reason.OTHER_BASE, "the manifest of another base")

@@ -321,7 +321,7 @@ def _bits(data: bytes) -> None:
 
 def _object(data: bytes) -> Json:
     try:
-        return loads(data, limits.MANIFEST_BYTES)
+        return loads(data, FRAME)
     except Refused:
         return {}
 
@@ -338,7 +338,7 @@ WIRE = {
     "vote": Target(_vote, lambda: [dumps(vote(roster(PEOPLE[:3]), PARTS).to_body())], FRAME),
     "part": Target(_part, _parts, FRAME),
     "entry": Target(_entry, _entries, FRAME, seal=_sealed_entry),
-    "snapshot": Target(_snapshot, lambda: [line().snapshot()[0].to_bytes()], limits.MANIFEST_BYTES, seal=_sealed_snapshot),
+    "snapshot": Target(_snapshot, lambda: [line().snapshot()[0].to_bytes()], FRAME, seal=_sealed_snapshot),
     "rules": Target(
         _rules, lambda: [made.canonical() for made in (RULES, in_roster_mode(RULES), tiny.rules())], limits.RULES_BYTES, heap_bytes=1 << 22
     ),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import protocols
 from protocols import limits
 from protocols.canonical import Signed, digest, dumps, loads
-from protocols.lineage import MAGIC, Entry, Snapshot, Tip, base_digest, follow, piece_count
+from protocols.lineage import MAGIC, Entry, Snapshot, Tip, base_digest, follow, manifest_bytes, piece_count
 from protocols.membership import Delegation
 from protocols.refusal import Reason, Refused
 from tests.people import CAST, MEMBERS, RULES, RUN, Person, certified, delegations, in_roster_mode, roster, rules, verify, vote
@@ -217,6 +217,12 @@ def test_a_manifest_comes_back() -> None:
     assert _parse(SNAPSHOT.to_bytes()) == SNAPSHOT
     assert SNAPSHOT.size == 8 * ELEMENTS
     assert piece_count(SNAPSHOT.size) == 3
+    most = Tip(limits.INTEGER - 1, limits.INTEGER - 1, base_digest(PAIRS * 32))
+    for elements in (1, limits.PIECE_BYTES * 9):
+        largest = Snapshot(RUN, most, PAIRS * 32, elements, ("55" * 32,) * piece_count(8 * elements))
+        assert _parse(largest.to_bytes(), elements=elements, fragments=64) == largest
+    with pytest.raises(Refused, match="too_large"):
+        _parse(SNAPSHOT.to_bytes().ljust(manifest_bytes(ELEMENTS, 2) + 1))
     assert [piece_count(size) for size in (0, 1, limits.PIECE_BYTES, limits.PIECE_BYTES + 1)] == [0, 1, 1, 2]
 
 
