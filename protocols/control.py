@@ -237,10 +237,12 @@ class Traffic:
 @dataclass(frozen=True, slots=True)
 class Peer:
     """`rtt_ms` and `skew_ms` are measured by us, `score` is what we think of it: from 0 down to -100. The rest is what the
-    peer's signed presence says; of a banned one, whose presence is not read, only that it is there (`state` banned)."""
+    peer's signed presence says; of a banned one, whose presence is not read, only that it is there (`state` banned).
+    `member`: for whom it speaks; empty in an open run."""
 
     peer_id: str
     name: str
+    member: str
     state: str
     height: int
     base_digest: str

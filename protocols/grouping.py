@@ -200,7 +200,7 @@ def accept(
     if me not in roster.members:
         raise Refused(Reason.NOT_A_MEMBER, "the roster leaves us out")
     if roster.claims[roster.members.index(me)] != claim:
-        raise Refused(Reason.OTHER_ROSTER, "the roster alters our claim")
+        raise Refused(Reason.MALFORMED, "the roster alters our claim")
     if len(roster.members) < min_peers:
         raise Refused(Reason.OUT_OF_RANGE, f"a roster of {len(roster.members)} where the rules ask for {min_peers}")
     return roster

@@ -41,6 +41,11 @@ class Presence:
         return Tip(self.height, self.weight, self.base) if self.base else None
 
     @property
+    def member(self) -> str:
+        """For whom it says that it speaks; empty in an open run."""
+        return self.delegation.member if self.delegation else ""
+
+    @property
     def active(self) -> bool:
         return self.state in ACTIVE
 

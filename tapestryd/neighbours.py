@@ -225,14 +225,14 @@ class Neighbours:
         now = time.monotonic()
         found = [
             Peer(
-                peer, known.presence.name, known.presence.state, known.presence.height, known.presence.base,
+                peer, known.presence.name, known.presence.member, known.presence.state, known.presence.height, known.presence.base,
                 known.presence.base == base and base != "", known.presence.addrs, known.rtt_ms, known.skew_ms,
                 round(now - known.seen, 1), known.presence.version, score(peer),
             )
             for peer, known in sorted(self._known.items())
         ]  # fmt: skip
         banned = [
-            Peer(peer, "", "banned", 0, "", False, (), None, None, round(now - seen, 1), "", score(peer))
+            Peer(peer, "", "", "banned", 0, "", False, (), None, None, round(now - seen, 1), "", score(peer))
             for peer, seen in sorted(self._shunned.items())
         ]
         return (*found, *banned)

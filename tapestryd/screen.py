@@ -45,13 +45,14 @@ def render(status: Doc, *, width: int, colour: bool, rows: int = 10) -> str:
 
 
 def peers(found: Sequence[Doc], *, width: int) -> str:
-    """Every peer, with its addresses beneath."""
+    """Every peer, with its Member and its addresses beneath."""
     if not found:
         return "No peers are present.\n"
     head, *lines = _peer_lines(found, width, scores=True)
     out = [head]
     for peer, line in zip(found, lines, strict=True):
-        out += [line, *("    " + clean(address) for address in peer["addrs"])]
+        member = [f"Member {clean(peer['member'])}"] if peer["member"] else []
+        out += [line, *("    " + below for below in (*member, *map(clean, peer["addrs"])))]
     return "\n".join(out) + "\n"
 
 

@@ -36,8 +36,8 @@ STATUS = Status(
     refusals={},
     isolation={},
     peers=(
-        Peer(OTHERS[0], "ornl", "training", 40, "cd" * 32, True, ("/ip4/192.0.2.8/tcp/31700",), 31.2, 4, 1.5, "0.1.0", 0.0),
-        Peer(OTHERS[1], "森の計算機\x1b[31m", "syncing", 38, "ef" * 32, False, (), None, None, 4.0, "0.1.0", -7.4),
+        Peer(OTHERS[0], "ornl", "", "training", 40, "cd" * 32, True, ("/ip4/192.0.2.8/tcp/31700",), 31.2, 4, 1.5, "0.1.0", 0.0),
+        Peer(OTHERS[1], "森の計算機\x1b[31m", OTHERS[0], "syncing", 38, "ef" * 32, False, (), None, None, 4.0, "0.1.0", -7.4),
     ),
 )
 IDLE = replace(

@@ -51,7 +51,7 @@ def test_who_is_delegated_while_running_begins_to_train(tmp_path: Path) -> None:
         assert all(len(digests) == 1 for digests in digests_by_height([north, south]).values())
         status = stranger.status()
         assert "not_delegated" in status["reasons"]
-        assert [peer["peer_id"] for peer in north.status()["peers"]] == [south.status()["self"]["peer_id"]]
+        assert [(peer["peer_id"], peer["member"]) for peer in north.status()["peers"]] == [(south.status()["self"]["peer_id"], ids[1])]
     finally:
         for peer in peers:
             peer.end()

@@ -182,6 +182,7 @@ def test_tables() -> None:
     assert screen.peers([asdict(STATUS.peers[1]), asdict(banned)], width=100) == (
         "PEER       NAME            STATE    SCORE  HEIGHT  BASE   RTT  SKEW  SEEN   VERSION\n"
         "12D3…wZZa  森の計算機?[3…  syncing  -7     38      other  -    -     4.0 s  0.1.0\n"
+        "    Member 12D3KooWAfPDpPRRRBrmqy9is2zjU5srQ4hKuZitiGmh4NTTnQ8b\n"
         "12D3…nQ8b  -               banned   -50    -       -      -    -     1.5 s\n"
     )
     assert screen.bans([asdict(BANS[0]) | {"left_s": None}, asdict(BANS[1]) | {"left_s": 43_100.0}], width=80) == (

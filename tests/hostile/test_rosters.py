@@ -57,9 +57,9 @@ def without_leader(here: World, turn: Turn, claims: Claims) -> Json:
 
 
 FALSE: dict[str, tuple[Callable[[World, Turn, Claims], Json], str]] = {
-    "norms altered": (altered(norms=(1.0,) * 64), "other_roster"),
-    "steps altered": (altered(steps=1), "other_roster"),
-    "rates altered": (altered(rate=1), "other_roster"),
+    "norms altered": (altered(norms=(1.0,) * 64), "malformed"),
+    "steps altered": (altered(steps=1), "malformed"),
+    "rates altered": (altered(rate=1), "malformed"),
     "of another round": (elsewhere(round=1 << 40), "other_round"),
     "of another fragment": (told(fragment=7), "other_round"),
     "of another run": (elsewhere(run="00" * 32), "other_run"),
