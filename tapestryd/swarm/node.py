@@ -237,6 +237,7 @@ class Node:
                     return
                 if self.door.shut(peer):
                     self.refusals[Reason.BANNED.value] += 1
+                    await stream.skip()
                     await stream.refuse(Refused(Reason.BANNED, ""))
                     return
                 await handler(stream)

@@ -10,7 +10,7 @@ import asyncio
 import struct
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 from protocols import limits
@@ -22,6 +22,7 @@ _CHUNK = 1 << 18
 _PACED = 1 << 14
 """So small that a paced transfer which shares a low limit with many others still moves IO_BYTES in IO_S."""
 
+_SKIP_S = 1.0
 _LARGE_BYTES = 1 << 16
 _RATE = 1 << 20
 """Bytes per second that we say of ourselves before anything large has moved."""
@@ -167,6 +168,12 @@ class Stream:
         if "refused" in head:
             raise Declined(_reason(head["refused"]), f"{self.peer[-6:]} says: {str(head.get('detail', ''))[:200]}")
         return head, body
+
+    async def skip(self) -> None:
+        """Drop what is asked, for a second at most: to close on what is unread resets the stream, and our answer is lost."""
+        with suppress(TimeoutError, OSError):
+            async with asyncio.timeout(_SKIP_S):
+                await self._reader.read(_CHUNK)
 
     async def refuse(self, refused: Refused) -> None:
         await self.send({"refused": refused.reason.value, "detail": refused.detail[:200]})
