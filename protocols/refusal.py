@@ -14,7 +14,6 @@ class Reason(Enum):
     WRONG_TYPE = "wrong_type"
     OUT_OF_RANGE = "out_of_range"
     OTHER_RUN = "other_run"
-    OTHER_TREATY = "other_treaty"
     OTHER_ROUND = "other_round"
     OTHER_BASE = "other_base"
     OTHER_ROSTER = "other_roster"

@@ -48,7 +48,3 @@ class Schedule:
     def reduce_by(self, round: int) -> int:
         """When reducers close their parts with whatever has arrived: two thirds of the average window."""
         return self.boundary(round) + 2 * self.average_ms // 3
-
-    def next_start(self, now_ms: int) -> int:
-        """The first round that has not begun at `now_ms`."""
-        return self.round_at(now_ms) + 1

@@ -17,8 +17,8 @@ from protocols.membership import Delegation
 from protocols.records import Presence
 from protocols.refusal import Reason, Refused
 from protocols.rounds import Seen
-from tapestryd.doubts import Doubts
 from tapestryd.host.clock import now_ms, verdict
+from tapestryd.swarm.doubts import Doubts
 from tapestryd.swarm.lineage import Fetcher
 from tapestryd.swarm.node import Node
 from tapestryd.swarm.streams import Busy, Gone, Stream
@@ -29,6 +29,8 @@ Admit = Callable[[str, Delegation | None, int], str]
 """(node, its delegation, at_ms) → whose voice it has. Raises Refused if it has none."""
 
 _PING_S = 15.0
+_DOUBTED_S = 10.0, 600.0
+"""First, and at most: how long announcements are passed over of a peer that could not show one, or not bring us there."""
 _PROOFS = 8
 """Certificates asked for at once, and of one tip: two, so that whoever answers slowly does not hide who would answer at once."""
 _PROOFS_A_TIP = 2
@@ -57,7 +59,7 @@ class Neighbours:
         self._known: dict[str, _Known] = {}
         self._shunned: dict[str, float] = {}
         """Banned peers that had a record at the last look, and when that was."""
-        self._doubts = Doubts()
+        self._doubts = Doubts(*_DOUBTED_S)
         self._proving: dict[str, Tip] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 

@@ -66,7 +66,6 @@ FAULTS: Mapping[Reason, Tolerance | None] = {
     Reason.REVOKED: None,
     # Yes: it is at home elsewhere.
     Reason.OTHER_RUN: None,
-    Reason.OTHER_TREATY: None,
     # Yes: it does not know yet. A ban ends by time, not by silence.
     Reason.BANNED: None,
     # Yes: its line failed. Nobody can prove that something did not come.

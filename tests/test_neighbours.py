@@ -12,7 +12,7 @@ from protocols.lineage import Tip
 from protocols.records import Presence
 from protocols.rounds import BaseLoaded, CatchUp, Effect, Event, Member, PeersSeen, State, TrainerUp
 from protocols.schedule import Schedule
-from tapestryd import doubts
+from tapestryd import neighbours
 from tapestryd.neighbours import Neighbours
 from tapestryd.swarm.donor import Donor
 from tapestryd.swarm.lineage import Fetcher
@@ -114,7 +114,7 @@ def test_a_false_heavy_tip_does_not_stop_training(tmp_path: Path, lie: str, monk
     async def work() -> None:
         honest, liar = Shelf().put(line), Shelf().put(line)
         liar.entries[4] = b"garbage" * 100
-        monkeypatch.setattr(doubts, "FIRST_S", 0.1)
+        monkeypatch.setattr(neighbours, "_DOUBTED_S", (0.1, 600.0))
         async with watched(tmp_path, line if lie != "genesis" else line.fork(), [honest, liar]) as (watcher, (good, bad)):
             if lie == "genesis":  # to a joiner at genesis, a lower digest of the same weight is better
                 watcher.line = Line.begin()

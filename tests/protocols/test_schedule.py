@@ -14,7 +14,6 @@ def test_as_drawn() -> None:
     assert [schedule.round_at(now) for now in (999, 1000, 1399, 1400)] == [-1, 0, 0, 1]
     assert (schedule.start(2), schedule.boundary(2), schedule.deadline(2)) == (1800, 2100, 2200)
     assert (schedule.gather_by(2), schedule.reduce_by(2)) == (2133, 2166)
-    assert schedule.next_start(1000) == 1
 
 
 @given(SCHEDULES, st.integers(-(10**12), 1 << 46))
@@ -30,4 +29,3 @@ def test_rounds_tile_time(schedule: Schedule, now_ms: int) -> None:
     ]
     assert stages == sorted(set(stages))
     assert schedule.deadline(round) == schedule.start(round + 1)
-    assert schedule.next_start(now_ms) == round + 1
