@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from protocols import limits
+from protocols import TREATY, limits
 from protocols.refusal import Reason, Refused
 
 Json = dict[str, Any]
@@ -83,7 +83,7 @@ class Signed:
 
     @staticmethod
     def message(kind: str, body: Json) -> bytes:
-        return b"tapestry/1/" + kind.encode() + b"\n" + dumps(body)
+        return f"tapestry/{TREATY}/{kind}\n".encode() + dumps(body)
 
     @classmethod
     def make(cls, kind: str, body: Json, peer: str, sign: Sign) -> "Signed":

@@ -16,7 +16,7 @@ SCHEMA = 1
 
 
 class Exit(IntEnum):
-    """Exit codes of `tapestry`; the daemons add 75 (temporary), 78 (configuration) and 143 (SIGTERM)."""
+    """Exit codes of `tapestry`; the daemons add 75 (temporary) and 78 (configuration, state)."""
 
     OK = 0
     FAILED = 1
@@ -25,11 +25,6 @@ class Exit(IntEnum):
     NO_PERMISSION = 4
     DEGRADED = 5
     TIMED_OUT = 124
-
-
-STATES = ("idle", "starting", "joining", "syncing", "training", "averaging", "paused", "stopping")
-"""What the daemon is doing. idle: no run joined. joining: no peers or no base yet. syncing: catching up.
-averaging: gathering, reducing, settling or committing (`run.phase` says which)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +262,9 @@ class Ban:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """`refusals`: what we refused; `declined`: what others refused of ours; both since start, by reason. `bans`: in force."""
+    """`state`: idle, no run joined; joining, no peers or no base yet; syncing, catching up; training; averaging, which is
+    gathering, reducing, settling or committing (`run.phase` says which); paused; stopping. `refusals`: what we refused;
+    `declined`: what others refused of ours; both since start, by reason. `bans`: in force."""
 
     version: str
     self: Self

@@ -34,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             from tapestryd import demo
 
             return demo.main(arguments[1:])
+        if arguments and not arguments[0].startswith("-"):
+            parser().error(f"{arguments[0]}: this is the daemon; it is asked and directed by `tapestry {arguments[0]}`")
         options = parser().parse_args(arguments)
         flags = {}
         for setting in options.set:

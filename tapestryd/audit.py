@@ -15,8 +15,8 @@ from protocols.canonical import is_digest
 from protocols.control import SCHEMA, Exit
 from tapestryd.archive import Archive, Branch, Fault, branches, run_folder
 from tapestryd.config import Node
-from tapestryd.errors import LocalFault
 from tapestryd.host.keys import verify
+from tapestryd.program import ended
 from tapestryd.screen import clean, duration, short, size
 
 Doc = dict[str, Any]
@@ -180,18 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = top.parse_args(argv)
     if options.files and options.state:
         top.error("give --state or files, not both")
-    try:
-        code: int = options.verb(options)
-        sys.stdout.flush()
-        return code
-    except LocalFault as fault:
-        print(f"{_CLEAR if sys.stderr.isatty() else ''}tapestry lineage: {fault}", file=sys.stderr)
-        return Exit.FAILED
-    except OSError as error:
-        print(f"tapestry lineage: {error.filename}: {error.strerror}", file=sys.stderr)
-        return Exit.FAILED
-    except KeyboardInterrupt:
-        return 130
+    return ended(lambda: options.verb(options), f"{_CLEAR if sys.stderr.isatty() else ''}tapestry lineage")
 
 
 if __name__ == "__main__":

@@ -21,8 +21,9 @@ from protocols.control import SCHEMA, Exit
 from protocols.identity import public_key
 from protocols.refusal import Refused
 from tapestryd import __version__, screen
-from tapestryd.client import Client, Doc, NotAllowed, default_socket, export
-from tapestryd.errors import LocalFault, NotRunning
+from tapestryd.client import Client, Doc, default_socket, export
+from tapestryd.errors import LocalFault, NotAllowed, NotRunning
+from tapestryd.program import ended
 from tapestryd.settings import parse_duration
 
 POLL_S = 0.2
@@ -37,23 +38,17 @@ def main(argv: list[str] | None = None) -> int:
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal without "●" gets "?"
     for words, module in _PROGRAMS.items():
         if argv[: len(words)] == list(words):
-            os.execv(sys.executable, [sys.executable, "-m", module, *argv[len(words) :]])
+            os.execv(sys.executable, [sys.executable, "-P", "-m", module, *argv[len(words) :]])
     options = _parser().parse_args(argv)
+    return ended(lambda: _asked(options))
+
+
+def _asked(options: argparse.Namespace) -> int:
     try:
         code: int = options.verb(options, Client(options.socket or default_socket(os.environ)))
-        sys.stdout.flush()
         return code
-    except LocalFault as fault:
-        print(fault, file=sys.stderr)
-        return fault.exit_code if isinstance(fault, (NotRunning, NotAllowed)) else Exit.FAILED
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at exit
-        return 141
     except (KeyError, TypeError, ValueError) as error:
-        print(f"The daemon's answer is not one that tapestry {__version__} understands ({error!r}).", file=sys.stderr)
-        return Exit.FAILED
+        raise LocalFault(f"The daemon's answer is not one that tapestry {__version__} understands ({error!r}).") from None
 
 
 def status(options: argparse.Namespace, client: Client) -> int:
@@ -65,6 +60,8 @@ def status(options: argparse.Namespace, client: Client) -> int:
             return json.dumps(document, ensure_ascii=False, indent=None if options.watch else 2) + "\n"
         return screen.render(document, width=_columns(), colour=_colour(options), rows=rows)
 
+    if options.watch is not None and options.check:
+        raise LocalFault("--check looks once, --watch again and again: give one of the two.")
     if options.watch is None:
         print(shown(), end="")
         return Exit.OK if not options.check or _well(client) else Exit.DEGRADED
@@ -175,7 +172,9 @@ def wait(options: argparse.Namespace, client: Client) -> int:
             if options.what(client, now):
                 return _show(options, now, lambda now: f"{_in_short(now)}\n")
             last = _in_short(now)
-        except NotRunning as absent:
+        except NotAllowed:
+            raise
+        except LocalFault as absent:  # not there yet, or too busy to answer
             last = str(absent)
         if time.monotonic() >= until:
             print(f"Timed out after {screen.duration(options.timeout)}. {last}", file=sys.stderr)
@@ -251,7 +250,9 @@ def _parser() -> argparse.ArgumentParser:
     some = one.add_subparsers(metavar="COMMAND")
     one = add(some, "ban", ban, "close the door to a peer, whatever it does")
     one.add_argument("peer", metavar="ID", help="a peer id, or the end of one as the tables show it")
-    one.add_argument("--for", dest="duration", type=_duration, metavar="12h", help="then it may come again (trust.ban_time)")
+    one.add_argument(
+        "--for", dest="duration", type=_duration, metavar="12h", help="for so long (default: trust.ban_time of the configuration)"
+    )
     one.add_argument("--reason", metavar="TEXT", help="for whoever reads the list")
     one = add(some, "unban", unban, "open it again; what was held against the peer is forgotten")
     one.add_argument("peer", metavar="ID", help="as for ban")
@@ -269,13 +270,13 @@ def _parser() -> argparse.ArgumentParser:
     one = add(verbs, "export", export_base, "write the Shared Base as a Hugging Face folder")
     one.add_argument("folder", type=Path, metavar="DIR", help="a new or an empty folder")
     add(verbs, "shutdown", shutdown, "stop the daemon")
-    add(verbs, "version", version, "of this command and of the daemon")
+    add(verbs, "version", version, "the version of this command and of the daemon")
     lineage = add(
-        verbs, "lineage", lambda options, client: lineage.error("write it first: tapestry lineage …"),
+        verbs, "lineage", lambda options, client: lineage.error("put it right behind `tapestry`: tapestry lineage …"),
         "prove a base from files, offline; see tapestry lineage --help",
     )  # fmt: skip
     member = add(
-        verbs, "member", lambda options, client: member.error("write it first: tapestry member …"),
+        verbs, "member", lambda options, client: member.error("put it right behind `tapestry`: tapestry member …"),
         "a Member's key and delegations; see tapestry member --help",
     )  # fmt: skip
     run = verbs.add_parser("run", help="found, join, show, leave", description="The run that this node is in.", allow_abbrev=False)
@@ -285,7 +286,10 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("target", metavar="INVITE|FILE", help="tapestry:…, or a run.toml with its genesis beside it")
     add(runs, "leave", run_leave, "leave the run; what was learned stays")
     new = add(
-        runs, "new", lambda options, client: new.error("write it first: tapestry run new …"), "found a run; see tapestry run new --help"
+        runs,
+        "new",
+        lambda options, client: new.error("put it right behind `tapestry`: tapestry run new …"),
+        "found a run; see tapestry run new --help",
     )
     return top
 

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from protocols.control import Exit
-from tapestryd.errors import DiskFull, LocalFault, NotRunning
+from tapestryd.errors import DiskFull, LocalFault, NotAllowed, NotRunning
 from tapestryd.screen import size
 
 Doc = dict[str, Any]
@@ -27,10 +26,6 @@ EXPORT_S = 3_600.0
 """Making an export copies and hashes the whole model before the first byte of an answer."""
 _DOC_BYTES = 64 << 20
 _PIECE_BYTES = 1 << 20
-
-
-class NotAllowed(LocalFault):
-    exit_code = Exit.NO_PERMISSION
 
 
 def default_socket(environ: Mapping[str, str]) -> Path:

@@ -6,7 +6,7 @@ node's identity; what a Member's key signs is never read as a node's word, nor t
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,10 +16,11 @@ from protocols.identity import public_key
 from protocols.membership import Delegation, to_file
 from protocols.refusal import Refused
 from protocols.rules import RunRules
-from tapestryd.errors import ConfigFault, LocalFault
+from tapestryd.errors import ConfigFault
 from tapestryd.host.clock import now_ms
 from tapestryd.host.keys import Identity, make_key, read_key
 from tapestryd.host.store import write
+from tapestryd.program import ended, whole
 
 _DAY_MS = 24 * 3_600_000
 
@@ -38,13 +39,13 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--run", required=True, metavar="RUN_ID|run.toml")
     one.add_argument(
         "--node", action="append", required=True, metavar="PEER_ID", type=_node, dest="nodes",
-        help="once for each of the Member's nodes, all of them; `tapestry status` on a node says its id",
+        help="once for each of the Member's nodes, all of them; `tapestry status --json` on a node says its id (self.peer_id)",
     )  # fmt: skip
-    one.add_argument("--days", type=_whole(1, 3650), default=90, help="how long they hold (default 90)")
+    one.add_argument("--days", type=whole(1, 3650), default=90, help="how long they hold (default 90)")
     one.add_argument(
-        "--epoch", type=_whole(0, limits.INTEGER - 1), help="voids all smaller ones of this Member (default: Unix time in seconds)"
+        "--epoch", type=whole(0, limits.INTEGER - 1), help="voids all smaller ones of this Member (default: Unix time in seconds)"
     )
-    one.add_argument("-o", dest="out", type=Path, required=True, metavar="delegation.json", help="the same file for all these nodes")
+    one.add_argument("-o", dest="out", type=_file, required=True, metavar="delegation.json", help="the same file for all these nodes")
     one.set_defaults(verb=delegate)
     return p
 
@@ -57,13 +58,10 @@ def _node(text: str) -> str:
     return text
 
 
-def _whole(low: int, high: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not (text.isascii() and text.isdigit() and len(text) < 20 and low <= int(text) <= high):
-            raise argparse.ArgumentTypeError(f"{text[:40]!r}: must be a whole number from {low} to {high}")
-        return int(text)
-
-    return parse
+def _file(text: str) -> Path:
+    if not Path(text).name:
+        raise argparse.ArgumentTypeError(f"{text!r}: is no file's name")
+    return Path(text)
 
 
 def new(options: argparse.Namespace) -> list[str]:
@@ -120,9 +118,11 @@ def _run(text: str, member: str) -> str:
     if is_digest(text):
         return text
     try:
-        rules = RunRules.from_toml(Path(text).read_text())
+        rules = RunRules.from_toml(Path(text).read_text("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigFault(f"--run {text}: {error}; give a run id of 64 hexadecimal digits, or a run.toml") from None
+        raise ConfigFault(
+            f"--run {text}: {getattr(error, 'strerror', error)}; give a run id of 64 hexadecimal digits, or a run.toml"
+        ) from None
     except Refused as refused:
         raise ConfigFault(f"--run {text}: {refused.detail}") from None
     if member not in rules.members:
@@ -132,11 +132,10 @@ def _run(text: str, member: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
-    try:
-        lines: list[str] = options.verb(options)
-    except LocalFault as fault:
-        print(f"tapestry member: {fault}", file=sys.stderr)
-        return fault.exit_code
+    return ended(lambda: _print(options.verb(options)), "tapestry member")
+
+
+def _print(lines: list[str]) -> int:
     print("\n".join(lines))
     return 0
 

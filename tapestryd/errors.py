@@ -7,7 +7,8 @@ a local fault     LocalFault: one sentence for the person at this machine, and a
 ├── DataFault     78  the trainer's data: missing, unreadable, empty
 ├── DiskFull      75  no space left; temporary, nothing half-written stays
 ├── Unavailable   75  a port in use, a device lost; temporary
-└── NotRunning     3  the CLI found no daemon
+├── NotRunning     3  the CLI found no daemon
+└── NotAllowed     4  the CLI may not ask it
 a peer's fault    protocols.refusal.Refused: counted by reason, dropped
 """
 
@@ -40,3 +41,7 @@ class Unavailable(LocalFault):
 
 class NotRunning(LocalFault):
     exit_code = 3
+
+
+class NotAllowed(LocalFault):
+    exit_code = 4

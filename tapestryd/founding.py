@@ -18,9 +18,10 @@ from protocols.refusal import Refused
 from protocols.rules import Averaging, Codec, Inner, Model, Outer, RunRules, Tokenizer
 from protocols.schedule import Schedule
 from protocols.weighting import AGGREGATIONS, WEIGHTINGS
-from tapestryd.errors import ConfigFault, LocalFault
+from tapestryd.errors import ConfigFault
 from tapestryd.host.clock import now_ms
 from tapestryd.host.store import StateDir, write
+from tapestryd.program import ended, seconds, whole
 
 
 def parser() -> argparse.ArgumentParser:
@@ -34,12 +35,12 @@ def parser() -> argparse.ArgumentParser:
         help="Hugging Face model folder, or a config to initialise from --seed",
     )
     p.add_argument(
-        "--tokenizer", default="bytes", metavar="bytes|tokenizer.json", help="default: bytes, or the model folder's tokenizer.json"
+        "--tokenizer", metavar="bytes|tokenizer.json", help="default: the model folder's tokenizer.json, or bytes where it has none"
     )
     p.add_argument("--name", required=True, help="public name of the run, 1 to 64 characters")
-    p.add_argument("--seed", type=int, default=0, help="of the initialisation, if there are no weights")
-    p.add_argument("--train", type=float, default=300, metavar="SECONDS", help="local steps between averagings (default 300)")
-    p.add_argument("--average", type=float, default=60, metavar="SECONDS", help="window for averaging (default 60)")
+    p.add_argument("--seed", type=whole(0, (1 << 63) - 1), default=0, help="of the initialisation, if there are no weights")
+    p.add_argument("--train", type=seconds, default=300, metavar="SECONDS", help="local steps between averagings (default 300)")
+    p.add_argument("--average", type=seconds, default=60, metavar="SECONDS", help="window for averaging (default 60)")
     p.add_argument("--fragments", type=int, default=4, help="the vector is averaged one fragment a round (default 4)")
     p.add_argument("--min-peers", type=int, default=2)
     p.add_argument(
@@ -53,7 +54,12 @@ def parser() -> argparse.ArgumentParser:
         choices=AGGREGATIONS,
         help="how deltas become one (default clipped: none longer than the median)",
     )
-    p.add_argument("--weighting", default="uniform", choices=WEIGHTINGS, help="uniform, or steps: deltas scaled to as many local steps")
+    p.add_argument(
+        "--weighting",
+        default="uniform",
+        choices=WEIGHTINGS,
+        help="uniform, or steps: each delta is first scaled to the median number of local steps",
+    )
     p.add_argument("--optimizer", default="adamw8bit", choices=["adamw8bit", "adamw"])
     p.add_argument("--lr", default="0.0004", help="peak rate of the local optimizer")
     p.add_argument("--weight-decay", default="0.1")
@@ -76,10 +82,12 @@ def found(arguments: argparse.Namespace) -> RunRules:
     from tapestryd.base import describe
     from tapestryd.training import model as models
     from tapestryd.training import vector
+    from tapestryd.training.text import Bytes, FromFile
 
     out: Path = arguments.out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigFault(f"{out} is there already; name a folder that is not, or an empty one")
+    out.mkdir(parents=True, exist_ok=True)  # before the model, which may take minutes
     source: Path = arguments.model
     if not source.exists():
         raise ConfigFault(f"--model {source}: no such file or folder")
@@ -87,9 +95,11 @@ def found(arguments: argparse.Namespace) -> RunRules:
     weights = source.is_dir() and any(source.glob("*.safetensors*"))
     network = models.load(source) if weights else models.fresh(config, arguments.seed)
     tensors = tuple(vector.tensors(network))
-    if arguments.tokenizer == "bytes" and (source / "tokenizer.json").exists():
-        arguments.tokenizer = str(source / "tokenizer.json")
-    tokenizer = b"" if arguments.tokenizer == "bytes" else _read(Path(arguments.tokenizer))
+    beside = source / "tokenizer.json"
+    named = arguments.tokenizer or (str(beside) if beside.exists() else "bytes")
+    tokenizer = b"" if named == "bytes" else _read(Path(named))
+    words = Bytes() if named == "bytes" else FromFile(Path(named), None)
+    models.fits(network, words.size, arguments.tokens)
     try:
         layout = Layout.of([parse_tensor(line) for line in tensors], arguments.fragments)
         theta = vector.bind(network, layout, "cpu")
@@ -101,7 +111,6 @@ def found(arguments: argparse.Namespace) -> RunRules:
     except Refused as refused:
         raise ConfigFault(f"no such run can be: {refused.detail}") from None
     snapshot, first, second = describe(rules.run_id, Tip(0, 0, genesis), pairs, theta.detach(), velocity)
-    out.mkdir(parents=True, exist_ok=True)
     if tokenizer:
         write(out / "tokenizer.json", tokenizer)
     write(out / "genesis.base", first, second)
@@ -114,11 +123,13 @@ def adopt(toml: Path, state: StateDir) -> RunRules:
     """Take a founder's folder into the state directory. Raises ConfigFault naming what is missing or does not fit."""
     folder = toml.parent
     try:
-        rules = RunRules.from_toml(toml.read_text())
+        rules = RunRules.from_toml(toml.read_text("utf-8"))
         layout = rules.layout()
         snapshot = Snapshot.parse(_read(folder / "genesis.json"), run=rules.run_id, elements=layout.elements, fragments=layout.fragments)
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigFault(f"{toml}: {error}; join with the run.toml that `tapestry run new` wrote, or with an invite") from None
+        raise ConfigFault(
+            f"{toml}: {getattr(error, 'strerror', error)}; join with the run.toml that `tapestry run new` wrote, or with an invite"
+        ) from None
     except Refused as refused:
         raise ConfigFault(f"{toml}: {refused.detail}") from None
     tokenizer = _read(folder / "tokenizer.json") if rules.tokenizer.kind == "file" else b""
@@ -128,7 +139,10 @@ def adopt(toml: Path, state: StateDir) -> RunRules:
     store.keep_rules(rules, tokenizer)
     if not any(kept.tip.height == 0 for kept in store.snapshots()):
         download = store.download(snapshot)
-        shutil.copyfile(folder / "genesis.base", download.path)
+        try:
+            shutil.copyfile(folder / "genesis.base", download.path)
+        except FileNotFoundError:
+            raise ConfigFault(f"{folder / 'genesis.base'} is missing; it was written beside {toml.name}, keep them together") from None
         store.keep_download(snapshot)
     return rules
 
@@ -162,11 +176,11 @@ def _rules(a: argparse.Namespace, config: str, tensors: tuple[str, ...], genesis
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
-    try:
-        rules = found(arguments)
-    except LocalFault as fault:
-        print(f"tapestry run new: {fault}", file=sys.stderr)
-        return fault.exit_code
+    return ended(lambda: _found(arguments), "tapestry run new")
+
+
+def _found(arguments: argparse.Namespace) -> int:
+    rules = found(arguments)
     layout = rules.layout()
     print(f"run {rules.name!r}  {rules.run_id}")
     print(f"{layout.elements:,} elements in {layout.fragments} fragments; rounds of {rules.schedule.period_ms / 1000:g} s")

@@ -43,7 +43,7 @@ def test_a_key_is_made_once_private_and_shown(tmp_path: Path) -> None:
     assert tapestry(tmp_path, "member", "show", "north.key").stdout.strip() == member
     before = path.read_bytes()
     done = tapestry(tmp_path, "member", "new", "north.key")
-    assert (done.returncode, done.stdout) == (78, "")
+    assert (done.returncode, done.stdout) == (1, "")
     assert "never overwritten" in done.stderr
     assert path.read_bytes() == before
 
@@ -73,25 +73,25 @@ def test_the_run_may_be_named_by_its_rules(tmp_path: Path) -> None:
     assert (only.run, only.epoch, only.nodes) == (rules.run_id, 7, 1)
     (tmp_path / "run.toml").write_text(in_roster_mode(RULES).to_toml())
     done = delegate(tmp_path, "--run", "run.toml", "--node", ADA)
-    assert done.returncode == 78
+    assert done.returncode == 1
     assert f"{member} is none of this run's 3 Members" in done.stderr
 
 
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["--run", "absent.toml", "--node", ADA], 78, "No such file"),
-        (["--run", "north.key", "--node", ADA], 78, "--run north.key: "),
-        (["--run", RUN, "--node", ADA, "--node", ADA], 78, "a node is named twice"),
+        (["--run", "absent.toml", "--node", ADA], 1, "No such file"),
+        (["--run", "north.key", "--node", ADA], 1, "--run north.key: "),
+        (["--run", RUN, "--node", ADA, "--node", ADA], 1, "a node is named twice"),
         (["--run", RUN, "--node", "zoe"], 2, "not the id of an Ed25519 key"),
         (["--run", RUN], 2, "--node"),
         (["--run", RUN, "--node", ADA, "--days", "0"], 2, "from 1 to 3650"),
         (["--run", RUN, "--node", ADA, "--epoch", "-1"], 2, "--epoch"),
         (["--run", RUN, "--node", ADA, "--epoch", str(1 << 53)], 2, "must be a whole number"),
-        (["--run", RUN, "--node", ADA, "--key", "absent.key"], 78, "absent.key: No such file"),
-        (["--run", RUN, "--node", ADA, "--key", "text"], 78, "not an Ed25519 libp2p identity file"),
-        (["--run", RUN, "--node", ADA, "-o", "absent/x"], 78, "absent/x: No such file"),
-        (["--run", RUN, "--node", ADA, "-o", "north.key"], 78, "is the key itself"),
+        (["--run", RUN, "--node", ADA, "--key", "absent.key"], 1, "absent.key: No such file"),
+        (["--run", RUN, "--node", ADA, "--key", "text"], 1, "not an Ed25519 libp2p identity file"),
+        (["--run", RUN, "--node", ADA, "-o", "absent/x"], 1, "absent/x: No such file"),
+        (["--run", RUN, "--node", ADA, "-o", "north.key"], 1, "is the key itself"),
     ],
 )
 def test_faults_are_one_sentence(tmp_path: Path, words: list[str], code: int, said: str) -> None:

@@ -24,8 +24,10 @@ ROOMS = {
     "tapestryd.config": {"protocols", "tapestryd.errors", "tapestryd.settings"},
     "tapestryd.settings": {"protocols", "tapestryd.errors", "multiaddr"},
     "tapestryd.screen": {"protocols"},
+    "tapestryd.program": {"protocols", "tapestryd.errors"},
     "tapestryd.client": {"protocols", "tapestryd.errors", "tapestryd.screen", "tapestryd.__version__"},
     "tapestryd.cli": {"protocols", "tapestryd.errors", "tapestryd.client", "tapestryd.screen", "tapestryd.settings", "tapestryd.config",
+                      "tapestryd.program",
                       "tapestryd.__version__"},
 }  # fmt: skip
 """What a room may import beside the standard library. Rooms that are not named (the daemon and what it is made of) may import all."""
@@ -37,6 +39,7 @@ LIGHT = (
     "tapestryd.settings",
     "tapestryd.demo",
     "tapestryd.delegating",
+    "tapestryd.program",
     "tapestryd.__main__",
 )
 """Must start in an instant: none of these, nor anything that they import at once, brings in one of HEAVY."""

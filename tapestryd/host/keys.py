@@ -1,7 +1,6 @@
 """Ed25519 keys in files: this node's identity, made on first start, 0400, never leaves; a Member's, on its owner's word.
 And the check of others' signatures."""
 
-import os
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
@@ -10,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from protocols.identity import identity_file, peer_id, public_key, seed_of
 from protocols.refusal import Refused
 from tapestryd.errors import StateFault
-from tapestryd.host.store import saying_disk_full
+from tapestryd.host.store import write
 
 _KEY_BYTES = 68
 
@@ -41,14 +40,7 @@ class Identity:
 def make_key(path: Path, mode: int) -> None:
     """Write a new key, whole or not at all, in libp2p's format. The caller sees to it that no other is there. Raises DiskFull, OSError."""
     key = Ed25519PrivateKey.generate()
-    temporary = path.with_suffix(".new")
-    temporary.unlink(missing_ok=True)
-    with saying_disk_full(path):
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-            file.write(identity_file(key.private_bytes_raw(), key.public_key().public_bytes_raw()))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
+    write(path, identity_file(key.private_bytes_raw(), key.public_key().public_bytes_raw()), mode=mode)
 
 
 def read_key(path: Path) -> Ed25519PrivateKey:

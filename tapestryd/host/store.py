@@ -63,12 +63,13 @@ def saying_disk_full(what: Path) -> Iterator[None]:
         raise
 
 
-def write(path: Path, *chunks: bytes | memoryview) -> None:
-    """Replace `path` whole, or not at all. Raises DiskFull."""
+def write(path: Path, *chunks: bytes | memoryview, mode: int = 0o666) -> None:
+    """Replace `path` whole, or not at all. Raises DiskFull, OSError."""
     temporary = path.with_name(path.name + ".new")
     with saying_disk_full(path):
         try:
-            with temporary.open("wb") as file:
+            temporary.unlink(missing_ok=True)
+            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
                 for chunk in chunks:
                     file.write(chunk)
                 file.flush()

@@ -20,7 +20,6 @@ import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 from protocols import limits
 from protocols.canonical import loads
@@ -100,7 +99,7 @@ def _train(channel: Channel, shared: Shared, config: TrainerConfig, rules: RunRu
     from tapestryd.host.session import Choices, Session
     from tapestryd.training.data import open_corpus
     from tapestryd.training.diloco import Replica, Where
-    from tapestryd.training.model import fresh
+    from tapestryd.training.model import fits, fresh
     from tapestryd.training.text import Bytes, FromFile
 
     def alive() -> None:
@@ -125,7 +124,7 @@ def _train(channel: Channel, shared: Shared, config: TrainerConfig, rules: RunRu
         )  # fmt: skip
     with _blame(Code.MODEL):
         model = fresh(rules.model.config, 0)
-        _fits(model, tokenizer.size, inner.tokens)
+        fits(model, tokenizer.size, inner.tokens)
     with _blame(Code.LAYOUT):
         where = Where(choice.device, choice.precision == Precision.BF16)
         replica = Replica(model, layout, inner, corpus, where=where, seed=config.data.seed)
@@ -161,16 +160,6 @@ def _end(config: str) -> int | None:
     end = json.loads(config).get("eos_token_id")
     first = end[0] if isinstance(end, list) and end else end
     return first if type(first) is int else None
-
-
-def _fits(model: Any, vocabulary: int, tokens: int) -> None:
-    """Raises ConfigFault where the tokenizer's ids or a window's places are more than the model has."""
-    rows = model.get_input_embeddings().num_embeddings
-    if rows < vocabulary:
-        raise ConfigFault(f"the model has {rows} token embeddings, the tokenizer {vocabulary} tokens")
-    places = getattr(model.config, "max_position_embeddings", None)
-    if isinstance(places, int) and places < tokens:
-        raise ConfigFault(f"inner.tokens = {tokens}, but the model sees at most {places} tokens")
 
 
 class _Blamed(Exception):

@@ -178,3 +178,13 @@ def _line(error: Exception) -> str:
 
 def _silent(record: logging.LogRecord) -> bool:
     return False
+
+
+def fits(model: Any, vocabulary: int, tokens: int) -> None:
+    """Raises ConfigFault where the tokenizer's ids or a window's places are more than the model has."""
+    rows = model.get_input_embeddings().num_embeddings
+    if rows < vocabulary:
+        raise ConfigFault(f"the model has {rows} token embeddings, the tokenizer {vocabulary} tokens")
+    places = getattr(model.config, "max_position_embeddings", None)
+    if isinstance(places, int) and places < tokens:
+        raise ConfigFault(f"inner.tokens = {tokens}, but the model sees at most {places} tokens")

@@ -1,0 +1,51 @@
+"""How the operator's programs end, and numbers on their command lines: one sentence and an exit code, never a traceback."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+
+from protocols.control import Exit
+from tapestryd.errors import LocalFault, NotAllowed, NotRunning
+
+
+def ended(work: Callable[[], int], name: str = "") -> int:
+    """`work`'s exit code, or that of what ended it (protocols/control.md). `name` goes before the sentence."""
+    before = f"{name}: " if name else ""
+    try:
+        code = work()
+        sys.stdout.flush()
+        return code
+    except LocalFault as fault:
+        print(f"{before}{fault}", file=sys.stderr)
+        return fault.exit_code if isinstance(fault, (NotRunning, NotAllowed)) else Exit.FAILED
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # whoever read the output went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at exit
+        return 141
+    except OSError as error:
+        print(f"{before}{error.filename}: {error.strerror}", file=sys.stderr)
+        return Exit.FAILED
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    """For argparse: a whole number from `low` to `high`."""
+
+    def parse(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and len(text) < 20 and low <= int(text) <= high):
+            raise argparse.ArgumentTypeError(f"{text[:40]!r}: must be a whole number from {low} to {high}")
+        return int(text)
+
+    return parse
+
+
+def seconds(text: str) -> float:
+    """For argparse: a time above 0, of at most a year."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0.0
+    if not 0 < found <= 366 * 86_400:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r}: must be a number of seconds above 0")
+    return found
