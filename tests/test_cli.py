@@ -198,7 +198,7 @@ def test_programs_of_their_own_are_handed_on_whole(words: list[str], module: str
     monkeypatch.setattr(os, "execv", execv)
     with pytest.raises(Gone):
         cli.main([*words, "--help", "--name", "x"])
-    assert handed == [[sys.executable, sys.executable, "-m", module, "--help", "--name", "x"]]
+    assert handed == [[sys.executable, sys.executable, "-P", "-m", module, "--help", "--name", "x"]]
 
 
 @pytest.mark.parametrize("what", ["joined", "training", "round=40", "round=0"])

@@ -6,13 +6,17 @@ from pathlib import Path
 import pytest
 
 from protocols.rules import Averaging, Codec, RunRules
-from tapestryd.founding import found, parser
+from tapestryd.errors import ConfigFault
+from tapestryd.founding import adopt, found, main, parser
+from tapestryd.host.store import StateDir
 from tests.living import CONFIG
 
 
 def founded(folder: Path, *options: str) -> RunRules:
     (folder / "config.json").write_text(json.dumps(CONFIG))
-    made = found(parser().parse_args([str(folder / "run"), "--model", str(folder / "config.json"), "--name", "test", *options]))
+    made = found(
+        parser().parse_args([str(folder / "run"), "--model", str(folder / "config.json"), "--name", "test", "--tokens", "128", *options])
+    )
     assert RunRules.from_toml((folder / "run" / "run.toml").read_text()) == made
     return made
 
@@ -34,3 +38,43 @@ def test_what_is_not_offered_is_refused_at_once(tmp_path: Path, option: tuple[st
     with pytest.raises(SystemExit):
         founded(tmp_path, *option)
     assert "invalid choice" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--tokens", "129"), "at most 128"),
+        (("--train", "nan"), "seconds above 0"),
+        (("--average", "inf"), "seconds above 0"),
+        (("--train", "-1"), "seconds above 0"),
+        (("--seed", "9" * 30), "whole number"),
+        (("--tokenizer", "absent.json"), "absent.json: No such file"),
+        (("--fragments", "0"), "no such run can be"),
+        (("--member", "x"), "no such run can be"),
+    ],
+)
+def test_what_cannot_be_founded_is_one_sentence(
+    tmp_path: Path, options: tuple[str, ...], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    words = [str(tmp_path / "run"), "--model", str(tmp_path / "config.json"), "--name", "test", "--tokens", "128", *options]
+    try:
+        code = main(words)
+    except SystemExit as usage:
+        code = usage.code
+    assert code in (1, 2)
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_folder_that_may_not_be_made_is_said_before_the_model_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    assert main([str(tmp_path / "file" / "run"), "--model", str(tmp_path / "config.json"), "--name", "test"]) == 1
+    assert "Not a directory" in capsys.readouterr().err
+
+
+def test_a_founders_folder_without_its_genesis_is_said(tmp_path: Path) -> None:
+    founded(tmp_path)
+    (tmp_path / "run" / "genesis.base").unlink()
+    with pytest.raises(ConfigFault, match=r"genesis\.base is missing"):
+        adopt(tmp_path / "run" / "run.toml", StateDir(tmp_path / "state"))

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from protocols.identity import peer_id, public_key
 from tapestryd.errors import DiskFull, StateFault
-from tapestryd.host import keys
 from tapestryd.host.keys import Identity, verify
 from tests.people import CAST
 
@@ -29,9 +28,11 @@ def test_it_is_made_once_and_private(tmp_path: Path) -> None:
 
 
 def test_a_crash_while_making_it_is_survived(tmp_path: Path) -> None:
-    (tmp_path / "identity.new").write_bytes(b"half")
-    Identity.load_or_make(tmp_path / "identity.key")
-    assert not (tmp_path / "identity.new").exists()
+    (tmp_path / "identity.key.new").write_bytes(b"half")
+    (tmp_path / "identity.new").write_bytes(b"somebody's")
+    made = Identity.load_or_make(tmp_path / "identity.key")
+    assert {path.name for path in tmp_path.iterdir()} == {"identity.key", "identity.new"}
+    assert made.path.stat().st_mode & 0o777 == 0o400
 
 
 @pytest.mark.parametrize("data", [b"", b"x" * 68, bytes(67), b"\x08\x00\x12\x40" + bytes(64)])
@@ -53,7 +54,7 @@ def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(keys.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(DiskFull):
         Identity.load_or_make(tmp_path / "identity.key")
     assert not (tmp_path / "identity.key").exists()

@@ -69,7 +69,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.M
             patch.setattr(store_module.os, "fsync", full)  # data may also be refused only here, as on NFS
             with pytest.raises(DiskFull):
                 write(path, b"new")
-        monkeypatch.setattr(Path, "open", full)
+        monkeypatch.setattr(store_module.os, "open", full)
     with pytest.raises(DiskFull, match="make room"):
         write(path, b"new")
     monkeypatch.undo()
