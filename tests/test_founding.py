@@ -1,6 +1,7 @@
 """What a run is founded with when nobody says otherwise, and that a founder can say otherwise."""
 
 import json
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,8 @@ from tests.living import CONFIG
 
 def founded(folder: Path, *options: str) -> RunRules:
     (folder / "config.json").write_text(json.dumps(CONFIG))
-    made = found(
-        parser().parse_args([str(folder / "run"), "--model", str(folder / "config.json"), "--name", "test", "--tokens", "128", *options])
-    )
+    words = [str(folder / "run"), "--model", str(folder / "config.json"), "--name", "test", "--tokens", "128", *options]
+    made = found(parser().parse_args(words))
     assert RunRules.from_toml((folder / "run" / "run.toml").read_text()) == made
     return made
 
@@ -76,5 +76,5 @@ def test_a_folder_that_may_not_be_made_is_said_before_the_model_is(tmp_path: Pat
 def test_a_founders_folder_without_its_genesis_is_said(tmp_path: Path) -> None:
     founded(tmp_path)
     (tmp_path / "run" / "genesis.base").unlink()
-    with pytest.raises(ConfigFault, match=r"genesis\.base is missing"):
-        adopt(tmp_path / "run" / "run.toml", StateDir(tmp_path / "state"))
+    with closing(StateDir(tmp_path / "state")) as state, pytest.raises(ConfigFault, match=r"genesis\.base is missing"):
+        adopt(tmp_path / "run" / "run.toml", state)
