@@ -136,10 +136,10 @@ class Session:
         rules = self.store.load_rules()
         said = ""
         while rules is None:
-            await self.neighbours.refresh()
-            # Those of the invite, too: in roster mode a founder whom nobody has delegated yet has no presence.
-            donors = list(dict.fromkeys([*(seen.peer for seen in self.neighbours.seen()), *self.node.bootstrap]))
             try:
+                await self._refresh()
+                # Those of the invite, too: in roster mode a founder whom nobody has delegated yet has no presence.
+                donors = list(dict.fromkeys([*(seen.peer for seen in self.neighbours.seen()), *self.node.bootstrap]))
                 rules = await self._fetcher.rules(donors)
                 tokenizer = await self._fetcher.tokenizer(donors, rules.tokenizer.digest) if rules.tokenizer.digest else b""
                 await asyncio.to_thread(self.store.keep_rules, rules, tokenizer)
@@ -194,11 +194,9 @@ class Session:
         schedule = self.rules.schedule
         interval = min(5.0, max(0.5, self.rules.schedule.period_ms / 8000))
         while True:
-            if not self.node.alive:
-                raise ConnectionError("p2pd, the libp2p process, ended by itself")
             self.roll.look(schedule.boundary(schedule.round_at(now_ms())))
             try:
-                await self.neighbours.refresh()
+                await self._refresh()
                 if time.monotonic() - self._published > limits.PRESENCE_MS / 3000:
                     await self._publish()
             except Gone as gone:
@@ -211,6 +209,12 @@ class Session:
                 self._keep_peers(self.neighbours.addresses())
                 self._spawn(self.reach.ask(self.neighbours.some()))
             await asyncio.sleep(interval)
+
+    async def _refresh(self) -> None:
+        """Raises Gone if the DHT does not answer this time."""
+        if not self.node.alive:
+            raise ConnectionError("p2pd, the libp2p process, ended by itself")
+        await self.neighbours.refresh()
 
     def _averaging(self) -> bool:
         return self.member is not None and self.member.state in rounds.IN_ROUND
