@@ -1,8 +1,8 @@
 """Items drawn from several donors side by side, so that no dead, slow, busy or lying donor holds them up.
 
 Each donor has one item at a time. One that fails is out. One that has nothing left to draw is asked again for what comes
-too slowly from another; the first answer wins. A lone slow donor is used for as long as it moves at all
-(streams.py sees to that). Knows nothing of streams, files or what an item is.
+too slowly from others, one after the other until it comes; the first answer wins. A lone slow donor is used for as long
+as it moves at all (streams.py sees to that). Knows nothing of streams, files or what an item is.
 """
 
 import asyncio
@@ -24,10 +24,13 @@ T = TypeVar("T")
 SLOW_BYTES_PER_S = 64 * limits.KIB
 SLOW_S = 5.0
 """An item that has moved at less than this rate, after this long, is asked of an idle donor as well. Higher: more is fetched
-twice when our own link is the slow one, at most one item a donor. Lower: a slow donor holds up the end for longer."""
+twice when our own link is the slow one. Lower: a slow donor holds up the end for longer."""
+
+_ASKERS = 2
+"""Donors that are on one item at once. More would only share our own link, where that is the slow one."""
 
 LOSER_S = 30.0
-"""A donor that was overtaken draws nothing for this long."""
+"""A donor that was overtaken or replaced draws nothing for this long."""
 
 _BUSY_S = 120.0
 """A donor that has told us to wait for this long, and given nothing, is out: the next attempt asks it again."""
@@ -116,17 +119,22 @@ class Draw(Generic[T]):
             if item not in under_way and item not in self._ready:
                 return item
         now = time.monotonic()
-        slow = [flight for flight in self._flights if flight.slow(now) and self._askers(flight.item) == 1]
-        return min(slow, key=lambda flight: flight.moved).item if slow else None
+        late = [self._askers(item)[0] for item in under_way if all(flight.slow(now) for flight in self._askers(item))]
+        return min(late, key=lambda flight: flight.moved).item if late else None
 
-    def _askers(self, item: int) -> int:
-        return sum(flight.item == item for flight in self._flights)
+    def _askers(self, item: int) -> list[Flight[T]]:
+        """Who is on it, the furthest first."""
+        return sorted((flight for flight in self._flights if flight.item == item), key=lambda flight: -flight.moved)
 
     async def _draw(self, donor: str) -> None:
         """All that one donor gives."""
         patience_s = _BUSY_S
         while True:
-            flight: Flight[T] = Flight(donor, await self._chosen(donor), time.monotonic())
+            item = await self._chosen(donor)
+            for behind in self._askers(item)[_ASKERS - 1 :]:
+                if behind.job:
+                    behind.job.cancel()
+            flight: Flight[T] = Flight(donor, item, time.monotonic())
             flight.job = asyncio.ensure_future(self._ask(flight))
             self._flights.append(flight)
             pause_s = 0.0
