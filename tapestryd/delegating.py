@@ -18,8 +18,8 @@ from protocols.refusal import Refused
 from protocols.rules import RunRules
 from tapestryd.errors import ConfigFault
 from tapestryd.host.clock import now_ms
+from tapestryd.host.files import write
 from tapestryd.host.keys import Identity, make_key, read_key
-from tapestryd.host.store import write
 from tapestryd.program import ended, whole
 
 _DAY_MS = 24 * 3_600_000

@@ -20,7 +20,8 @@ from protocols.schedule import Schedule
 from protocols.weighting import AGGREGATIONS, WEIGHTINGS
 from tapestryd.errors import ConfigFault
 from tapestryd.host.clock import now_ms
-from tapestryd.host.store import StateDir, write
+from tapestryd.host.files import write
+from tapestryd.host.store import StateDir
 from tapestryd.program import ended, seconds, whole
 
 

@@ -181,9 +181,7 @@ class Keeper:
         common = taken[0][0].vote.height - 1
         log.warning("over to the better branch: back from height %d to %d, on to %d", ours.height, common, target.height)
         await self._snapshot_written()
-        self.store.supersede(beyond=common)
-        for entry, parts in taken:
-            await asyncio.to_thread(self.store.write_entry, entry, *parts)
+        await asyncio.to_thread(self.store.take_over, taken, beyond=common)
         async with self._moving:
             self.base, self.round = aside, last_round
         self._on_replace()
@@ -238,12 +236,8 @@ class Keeper:
                 for keeper in keepers:
                     self._fetcher.refused(refused, "snapshot", keeper)
                 continue
-            if self.base.tip is not None:
-                await self._snapshot_written()
-                self.store.supersede()
-            if proof:
-                await asyncio.to_thread(self.store.write_entry, proof[0], *proof[1])
-            await asyncio.to_thread(self.store.keep_download, snapshot)
+            await self._snapshot_written()
+            await asyncio.to_thread(self.store.take_over, [proof] if proof else [], snapshot)
             async with self._moving:
                 await asyncio.to_thread(self.base.replace, snapshot, both, pairs)
                 self.round = proof[0].vote.round if proof else -1

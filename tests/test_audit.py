@@ -290,7 +290,7 @@ def test_what_is_not_there_is_said(kept: Kept, capsys: pytest.CaptureFixture[str
 
 
 def test_what_lies_on_disk(kept: Kept, lineage: Lineage, capsys: pytest.CaptureFixture[str]) -> None:
-    kept.store.supersede()
+    kept.store.take_over([])
     begin(kept.line, kept.folder)
     for entry, parts in [kept.line.entries[0], *kept.line.entries[2:4]]:
         kept.store.write_entry(entry, *parts)

@@ -476,6 +476,60 @@ def test_the_heavier_branch_takes_over_and_ours_is_kept_aside(tmp_path: Path, by
     go(work)
 
 
+@pytest.mark.parametrize("by", ["entries", "snapshot"])
+def test_a_disk_that_stays_full_costs_nothing_however_often_we_try(tmp_path: Path, by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three attempts once made the third empty folder, and threw the first with our only files away."""
+    ours, theirs = _branches()
+    store = begin(ours, tmp_path)
+    for whole in ours.entries:
+        store.write_entry(*_flat(whole))  # type: ignore[arg-type]
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    async def work() -> None:
+        donors = Donors(ann=theirs)
+        donors.snapshots["ann"] = theirs.snapshot()
+        if by == "snapshot":
+            donors.entries["ann"] = range(5, 6)
+        live = keeper(ours, store, donors)
+        await live.open()
+        for _ in range(4):
+            with monkeypatch.context() as patch:
+                patch.setattr(store_module.os, "fsync", full)
+                with pytest.raises(DiskFull):
+                    await live.catch_up(theirs.base.tip, ["ann"])  # type: ignore[arg-type]
+            assert same(live, ours)
+            again = keeper(ours, RunStore(tmp_path, ours.rules.run_id))
+            await again.open()
+            assert same(again, ours)
+            assert store.load_entry(4, verify) == ours.entries[3]  # what we announce, we can show
+        assert await live.catch_up(theirs.base.tip, ["ann"]) == theirs.base.tip  # type: ignore[arg-type]
+        assert same(live, theirs)
+        assert sum(verb == "piece" for _, verb, _ in donors.asked) == (by == "snapshot")  # nor is a piece fetched twice
+
+    go(work)
+
+
+def test_entries_without_a_base_are_not_left_below_a_snapshot(tmp_path: Path) -> None:
+    """Killed while our lineage moved aside: its snapshots are away already, its log is not."""
+    ours, theirs = _branches()
+    store = begin(ours, tmp_path, genesis=False)
+    for whole in ours.entries:
+        store.write_entry(*_flat(whole))  # type: ignore[arg-type]
+
+    async def work() -> None:
+        donors = Donors(ann=theirs)
+        donors.snapshots["ann"] = theirs.snapshot()
+        live = keeper(ours, store, donors)
+        assert await live.open() is None
+        await live.catch_up(theirs.base.tip, ["ann"])  # type: ignore[arg-type]
+        assert [path.name for path in (tmp_path / "log").iterdir()] == ["0000000005.entry"]
+        assert len(list((tmp_path / "superseded-0" / "log").iterdir())) == 4
+
+    go(work)
+
+
 @pytest.mark.parametrize("every", [2, 3])
 def test_our_own_snapshot_of_the_other_branch_is_not_come_back_to(tmp_path: Path, every: int) -> None:
     """The branches part behind height 2; ours has written a snapshot there, or of height 3, which only ours has."""

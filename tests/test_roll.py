@@ -11,7 +11,7 @@ from protocols.membership import Delegation, Epochs, to_file
 from protocols.records import Presence
 from protocols.refusal import Reason, Refused
 from tapestryd.errors import DiskFull
-from tapestryd.host import store as store_module
+from tapestryd.host.files import write
 from tapestryd.host.store import RunStore
 from tapestryd.neighbours import Neighbours
 from tapestryd.roll import Roll
@@ -131,9 +131,9 @@ def test_a_full_disk_forgets_nothing_while_we_run(tmp_path: Path, monkeypatch: p
     def full(*_: object) -> None:
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr(store_module.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(DiskFull):
-        store_module.write(tmp_path / "x", b"x")
+        write(tmp_path / "x", b"x")
     here.admit(BO.peer, given(NORTH, BO, epoch=7)[0], NOW)
     assert here.epochs == Epochs({NORTH.peer: 7})
 

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from protocols.identity import identity_file, peer_id, public_key, seed_of
 from protocols.refusal import Refused
 from tapestryd.errors import StateFault
-from tapestryd.host.store import write
+from tapestryd.host.files import write
 
 _KEY_BYTES = 68
 

@@ -13,19 +13,22 @@
         ├── rounds.jsonl        what this node lived through, one story a line
         ├── proofs/             equivocations: two signed statements of which only one can be true, a pair a file
         ├── log/0000000012.entry
-        └── snapshots/0000000008.{json,base}
+        ├── snapshots/0000000008.{json,base}
+        ├── <base>.part         a snapshot on its way
+        ├── incoming/           what is about to take the place of our lineage; gone at the next start
+        └── superseded-N/       log and snapshots of a lineage that ours was replaced by
 Knows files and digests; nothing of peers, rounds or tensors beyond bytes.
 """
 
-import errno
 import fcntl
 import json
 import logging
 import os
 import shutil
+import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO
@@ -39,6 +42,7 @@ from protocols.membership import Epochs
 from protocols.refusal import Refused
 from protocols.rules import RunRules
 from tapestryd.errors import DiskFull, StateFault
+from tapestryd.host.files import Move, move_all, saying_disk_full, set_aside, sync, write
 
 log = logging.getLogger(__name__)
 
@@ -51,38 +55,6 @@ _HELD = 2
 """A snapshot that somebody fetched from less than _HOLD_S ago is kept beyond its time; at most so many of them, whoever asks."""
 
 _SUPERSEDED = 2
-
-
-@contextmanager
-def saying_disk_full(what: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(f"{what}: the disk is full; nothing was lost, make room and it goes on") from None
-        raise
-
-
-def write(path: Path, *chunks: bytes | memoryview, mode: int = 0o666) -> None:
-    """Replace `path` whole, or not at all. Raises DiskFull, OSError."""
-    temporary = path.with_name(path.name + ".new")
-    with saying_disk_full(path):
-        try:
-            temporary.unlink(missing_ok=True)
-            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-                for chunk in chunks:
-                    file.write(chunk)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.rename(path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 class StateDir:
@@ -157,16 +129,20 @@ class RunStore:
         self.run_id = run_id
         self._log = path / "log"
         self._snapshots = path / "snapshots"
+        self._incoming = path / "incoming"
         self._rules: RunRules | None = None
         self._layout: Layout | None = None
         self._kept: dict[str, Snapshot] = {}
         """Parsed manifests by file name: immutable, asked for with every piece."""
         self._lent: dict[int, float] = {}
         """When a snapshot was last asked for by somebody who fetches it, by height."""
+        self._moving = threading.Lock()
+        """Held while files of one lineage are exchanged for another's: whoever looks finds either."""
         for folder in (self._log, self._snapshots):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for leftover in [*path.rglob("*.new")]:
             leftover.unlink()
+        shutil.rmtree(self._incoming, ignore_errors=True)
 
     # Rules and tokenizer.
 
@@ -282,11 +258,12 @@ class RunStore:
             rules = self.load_rules()
             self._layout = rules.layout() if rules else None
         found = []
-        for path in sorted(self._snapshots.glob("*.json")) if self._layout else []:
-            snapshot = self._kept.get(path.name) or self._read_manifest(path)
-            if snapshot:
-                self._kept[path.name] = snapshot
-                found.append(snapshot)
+        with self._moving:
+            for path in sorted(self._snapshots.glob("*.json")) if self._layout else []:
+                snapshot = self._kept.get(path.name) or self._read_manifest(path)
+                if snapshot:
+                    self._kept[path.name] = snapshot
+                    found.append(snapshot)
         return found
 
     def _read_manifest(self, path: Path) -> Snapshot | None:
@@ -341,31 +318,63 @@ class RunStore:
 
     def keep_download(self, snapshot: Snapshot) -> None:
         """Whole and verified: now it is one of our snapshots."""
-        path = self.path / f"{snapshot.tip.base}.part"
-        with saying_disk_full(path), path.open("rb") as file:
-            os.fsync(file.fileno())
-        path.rename(self.snapshot_file(snapshot))
-        write(self._manifest(snapshot.tip.height), snapshot.to_bytes())
-        for abandoned in self._downloads():
-            abandoned.unlink()
+        self.take_over([], snapshot, beyond=limits.INTEGER)
 
-    def supersede(self, beyond: int = -1) -> None:
-        """Another lineage took the place of ours: move what our log and snapshots hold beyond a height out of the way, where
-        their owner can still find it. The latest _SUPERSEDED of such are kept. The newest goes first, so that what is left
-        after a crash is a lineage, too."""
-        earlier = sorted(self.path.glob("superseded-*"), key=lambda path: int(path.name.partition("-")[2]))
-        number = int(earlier[-1].name.partition("-")[2]) + 1 if earlier else 0
-        for old in earlier[: -_SUPERSEDED + 1]:
+    def take_over(
+        self, entries: Sequence[tuple[Entry, list[bytes]]], snapshot: Snapshot | None = None, *, beyond: int = -1
+    ) -> None:  # fmt: skip
+        """Put these entries, and the snapshot that was downloaded, in the place of what our log and snapshots hold beyond a height.
+        That goes where its owner can still find it; the latest _SUPERSEDED of such are kept. Raises DiskFull with nothing changed:
+        the first file of ours moves when all that comes is on disk, synced, and then only names change."""
+        part = self.path / f"{snapshot.tip.base}.part" if snapshot else None
+        earlier = self._superseded()
+        aside = self.path / f"superseded-{int(earlier[-1].name.partition('-')[2]) + 1 if earlier else 0}"
+        try:
+            coming = self._stage(entries, snapshot, part)
+            with self._moving, saying_disk_full(self.path):
+                leaving = self._leaving(beyond, aside)
+                move_all([*leaving, *coming])
+                self._kept.clear()
+                self._lent.clear()
+        finally:
+            shutil.rmtree(self._incoming, ignore_errors=True)
+        if leaving:
+            log.warning("our branch was superseded; its files are kept in %s", aside)
+        for old in self._superseded()[:-_SUPERSEDED]:
             shutil.rmtree(old)
-        aside = self.path / f"superseded-{number}"
-        for folder in (self._snapshots, self._log):
-            (aside / folder.name).mkdir(parents=True)
-            for path in sorted(folder.iterdir(), reverse=True):
-                if not path.name[:10].isdigit() or int(path.name[:10]) > beyond:
-                    path.rename(aside / folder.name / path.name)
-        self._kept.clear()
-        self._lent.clear()
-        log.warning("our branch was superseded; its files are kept in %s", aside)
+        if snapshot:
+            for abandoned in self._downloads():
+                abandoned.unlink()
+
+    def _stage(self, entries: Sequence[tuple[Entry, list[bytes]]], snapshot: Snapshot | None, part: Path | None) -> list[Move]:
+        """What comes, written and synced, and where it goes. A manifest is last: what it names is there before it."""
+        moves = []
+        with saying_disk_full(self._incoming):
+            self._incoming.mkdir(exist_ok=True)
+            if part:
+                sync(part)
+        for entry, parts in entries:
+            place = self._entry(entry.vote.height)
+            write(self._incoming / place.name, entry.head(), *parts)
+            moves.append((self._incoming / place.name, place))
+        if snapshot and part:
+            place = self._manifest(snapshot.tip.height)
+            write(self._incoming / place.name, snapshot.to_bytes())
+            moves += [(part, self.snapshot_file(snapshot)), (self._incoming / place.name, place)]
+        return moves
+
+    def _leaving(self, beyond: int, aside: Path) -> list[Move]:
+        """Our files beyond a height. The newest goes first, so that what is left after a crash is a lineage, too."""
+        return [
+            (path, aside / folder.name / path.name)
+            for folder in (self._snapshots, self._log)
+            for path in sorted(folder.iterdir(), reverse=True)
+            if not path.name[:10].isdigit() or int(path.name[:10]) > beyond
+        ]
+
+    def _superseded(self) -> list[Path]:
+        """The folders of lineages that lost, oldest first."""
+        return sorted(self.path.glob("superseded-*"), key=lambda path: int(path.name.partition("-")[2]))
 
     # History.
 
@@ -373,7 +382,8 @@ class RunStore:
         """Proof that their signer said two things. At most PROOFS are kept; the first ones stay."""
         folder = self.path / "proofs"
         try:
-            folder.mkdir(exist_ok=True)
+            with saying_disk_full(folder):
+                folder.mkdir(exist_ok=True)
             if sum(1 for _ in folder.iterdir()) < PROOFS:
                 pair = {"statements": [one.to_json(), other.to_json()]}
                 write(folder / f"{one.peer}-{one.body['roster'][:16]}-{one.kind}.json", dumps(pair))
@@ -435,9 +445,3 @@ class Download:
         with saying_disk_full(self.path), self.path.open("r+b") as file:
             file.seek(piece * limits.PIECE_BYTES)
             file.write(data)
-
-
-def set_aside(path: Path, why: str) -> None:
-    log.warning("%s is damaged (%s): set aside as %s.damaged", path, why, path.name)
-    with suppress(FileNotFoundError):  # pruned since it was read
-        path.rename(path.with_name(path.name + ".damaged"))

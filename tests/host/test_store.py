@@ -7,7 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,7 +20,8 @@ from protocols.control import Ban, Missing, Repaired, Silent, Story
 from protocols.lineage import Snapshot, Tip
 from tapestryd.errors import DiskFull, StateFault
 from tapestryd.host import store as store_module
-from tapestryd.host.store import Download, RunStore, StateDir, saying_disk_full, set_aside, write
+from tapestryd.host.files import saying_disk_full, set_aside, write
+from tapestryd.host.store import Download, RunStore, StateDir
 from tests.lineages import Line
 from tests.people import RULES, RUN, verify
 
@@ -231,7 +232,10 @@ def test_leftovers_of_a_crash_are_swept(tmp_path: Path) -> None:
     run = RunStore(tmp_path, RUN)
     (tmp_path / "log" / "0000000001.entry.new").write_bytes(b"half")
     (tmp_path / "rules.json.new").write_bytes(b"half")
+    (tmp_path / "incoming").mkdir()
+    (tmp_path / "incoming" / "0000000001.entry").write_bytes(b"whole, but its place was not taken")
     RunStore(tmp_path, RUN)
+    assert not (tmp_path / "incoming").exists()
     assert not list(run.path.rglob("*.new"))
 
 
@@ -355,16 +359,84 @@ def test_a_superseded_branch_is_kept_where_its_owner_finds_it(tmp_path: Path) ->
     run = store_of(line, tmp_path)
     made = _snapshots(line, run, 1)
     run.write_entry(line.entries[0][0], *line.entries[0][1])
-    run.supersede()
+    run.take_over([])
     assert run.snapshots() == []
     assert run.load_entry(1, verify) is None
     assert (tmp_path / "superseded-0" / "log" / "0000000001.entry").exists()
     _snapshots(Line.begin(), run, 1)
-    run.supersede()
+    run.take_over([])
     assert (tmp_path / "superseded-1" / "snapshots" / "0000000000.base").exists()
     assert len(made) == 1
-    run.supersede()
+    run.take_over([])  # nothing is there to be kept
+    assert sorted(path.name for path in tmp_path.glob("superseded-*")) == ["superseded-0", "superseded-1"]
+    run.write_entry(line.entries[0][0], *line.entries[0][1])
+    run.take_over([])
     assert sorted(path.name for path in tmp_path.glob("superseded-*")) == ["superseded-1", "superseded-2"]
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("by", ["entries", "snapshot"])
+def test_a_lineage_takes_the_place_of_ours_whole_or_not_at_all(tmp_path: Path, by: str) -> None:
+    """The disk is full at the first, the second … the last time that it is asked for anything."""
+    ours = Line.begin()
+    ours.grow()
+    theirs = ours.fork()
+    run = store_of(ours, tmp_path)
+    _snapshots(ours, run, 3)
+    for entry, parts in ours.entries:
+        run.write_entry(entry, *parts)
+    theirs.grow(seed=7)
+    theirs.grow(seed=7)
+    made, data = theirs.snapshot()
+    (tmp_path / f"{made.tip.base}.part").write_bytes(data)
+    before = _contents(tmp_path)
+
+    def take() -> None:
+        if by == "entries":
+            run.take_over(theirs.entries[1:], beyond=1)
+        else:
+            run.take_over(theirs.entries[-1:], made)
+
+    calls = 0
+    while True:
+        left = calls
+        with pytest.MonkeyPatch.context() as patch:
+
+            def counted(call: Callable[..., object]) -> Callable[..., object]:
+                def perform(*given: object, **named: object) -> object:
+                    nonlocal left
+                    left -= 1
+                    if left == -1:
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                    return call(*given, **named)
+
+                return perform
+
+            patch.setattr(os, "fsync", counted(os.fsync))
+            patch.setattr(Path, "rename", counted(Path.rename))
+            patch.setattr(Path, "mkdir", counted(Path.mkdir))
+            if calls > 100:  # they are fewer
+                take()
+                break
+            with suppress(DiskFull):
+                take()
+                break
+        assert _contents(tmp_path) == before, calls
+        assert not list(tmp_path.glob("superseded-*"))
+        assert [snapshot.tip.height for snapshot in run.snapshots()] == [1, 2, 3]
+        calls += 1
+    assert calls > 10
+    assert [snapshot.tip for snapshot in run.snapshots()] == ([theirs.entries[0][0].tip] if by == "entries" else [made.tip])
+    for height in (1, 2, 3, 4):
+        here = by == "entries" or height == 3
+        assert run.load_entry(height, verify) == (theirs.entries[height - 1] if here and height < 4 else None)
+    kept = _contents(tmp_path / "superseded-0")
+    assert set(kept) == {name for name in before if name.startswith(("log", "snapshots")) and not (by == "entries" and "0001" in name)}
+    assert (tmp_path / f"{made.tip.base}.part").exists() == (by == "entries")
+    assert not (tmp_path / "incoming").exists()
 
 
 # Downloads.

@@ -1,0 +1,79 @@
+"""Files that are whole or not there: written temp, fsync, rename; moved all together or not at all; damaged ones set aside."""
+
+import errno
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from tapestryd.errors import DiskFull
+
+log = logging.getLogger(__name__)
+
+Move = tuple[Path, Path]
+"""From where, to where; both on one file system."""
+
+
+@contextmanager
+def saying_disk_full(what: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(f"{what}: the disk is full; nothing was lost, make room and it goes on") from None
+        raise
+
+
+def write(path: Path, *chunks: bytes | memoryview, mode: int = 0o666) -> None:
+    """Replace `path` whole, or not at all. Raises DiskFull, OSError."""
+    temporary = path.with_name(path.name + ".new")
+    with saying_disk_full(path):
+        try:
+            temporary.unlink(missing_ok=True)
+            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+                for chunk in chunks:
+                    file.write(chunk)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.rename(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """A file's bytes, or a folder's names."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def move_all(moves: Sequence[Move]) -> None:
+    """Rename one after the other, into folders that are made if missing. If one cannot be, all go back. Raises OSError."""
+    made = list(dict.fromkeys(there.parent for _, there in moves if not there.parent.exists()))
+    moved: list[Move] = []
+    try:
+        for folder in made:
+            folder.mkdir(parents=True)
+        for here, there in moves:
+            here.rename(there)
+            moved.append((here, there))
+        for folder in {path.parent for move in moves for path in move} | {folder.parent for folder in made}:
+            sync(folder)
+    except OSError:
+        for here, there in reversed(moved):
+            there.rename(here)
+        for folder in [*made, *(folder.parent for folder in made)]:
+            with suppress(OSError):  # not made yet, or somebody's
+                folder.rmdir()
+        raise
+
+
+def set_aside(path: Path, why: str) -> None:
+    log.warning("%s is damaged (%s): set aside as %s.damaged", path, why, path.name)
+    with suppress(FileNotFoundError):  # pruned since it was read
+        path.rename(path.with_name(path.name + ".damaged"))
