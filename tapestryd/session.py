@@ -138,8 +138,9 @@ class Session:
         while rules is None:
             try:
                 await self._refresh()
-                # Those of the invite, too: in roster mode a founder whom nobody has delegated yet has no presence.
-                donors = list(dict.fromkeys([*(seen.peer for seen in self.neighbours.seen()), *self.node.bootstrap]))
+                # Those of the invite first: somebody named them, and in roster mode a founder whom nobody has delegated yet
+                # has no presence.
+                donors = [*self.node.bootstrap, *(seen.peer for seen in self.neighbours.seen())]
                 rules = await self._fetcher.rules(donors)
                 tokenizer = await self._fetcher.tokenizer(donors, rules.tokenizer.digest) if rules.tokenizer.digest else b""
                 await asyncio.to_thread(self.store.keep_rules, rules, tokenizer)

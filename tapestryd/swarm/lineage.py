@@ -6,7 +6,7 @@ before it is returned. Formats and checks are in protocols/lineage.py.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -39,7 +39,7 @@ Whole = tuple[Entry, list[bytes]]
 
 
 class Fetcher:
-    """Small things from one donor after the other until one has it; pieces and entries from all side by side."""
+    """Everything from several donors side by side."""
 
     def __init__(self, node: Node, run: str, verify: Verify) -> None:
         self._node = node
@@ -53,39 +53,32 @@ class Fetcher:
         self._proven: dict[Tip, Whole | None] = {}
         """Tips whose certificate we have seen, newest last; with the entry if the proof held all of it."""
 
-    async def _any(self, donors: Sequence[str], what: str, ask: Callable[[str], Awaitable[T]]) -> T:
-        why = "nobody to ask"
-        for donor in donors:
-            try:
-                return await ask(donor)
-            except Gone as gone:
-                why = str(gone)
-            except Refused as refused:
-                self._node.refused(refused, what, donor)
-                why = str(refused)
-        raise Gone(f"{what}: {why}")
-
     def _rules(self) -> RunRules:
         assert self.agreed is not None, "whoever asks for entries has the rules"
         return self.agreed
 
     async def rules(self, donors: Sequence[str]) -> RunRules:
         """The rules of our run, of its hash."""
-
-        async def ask(donor: str) -> RunRules:
-            _, body = await self._node.ask(donor, "rules", {}, body_bytes=limits.RULES_BYTES)
-            return RunRules.from_canonical(bytes(body), self._run)
-
-        return await self._any(donors, "rules", ask)
+        return await self._whole("rules", donors, limits.RULES_BYTES, lambda data: RunRules.from_canonical(data, self._run))
 
     async def tokenizer(self, donors: Sequence[str], expected: str) -> bytes:
-        async def ask(donor: str) -> bytes:
-            _, body = await self._node.ask(donor, "tokenizer", {}, body_bytes=limits.TOKENIZER_BYTES)
-            if digest(bytes(body)) != expected:
+        def check(data: bytes) -> bytes:
+            if digest(data) != expected:
                 raise Refused(Reason.BAD_DIGEST, "not the tokenizer of the rules")
-            return bytes(body)
+            return data
 
-        return await self._any(donors, "tokenizer", ask)
+        return await self._whole("tokenizer", donors, limits.TOKENIZER_BYTES, check)
+
+    async def _whole(self, what: str, donors: Sequence[str], most_bytes: int, read: Callable[[bytes], T]) -> T:
+        """What is asked for in one piece: of the first donor, and of the next ones when it fails or is slow."""
+
+        async def ask(flight: Flight[T]) -> T:
+            with self._faults(what, flight.donor):
+                _, body = await self._node.ask(flight.donor, what, {}, body_bytes=most_bytes, moved=flight.has)
+                return read(bytes(body))
+
+        async with Draw([0], donors, ask, ahead=1, in_order=True) as coming:
+            return [found async for _, _, found in coming][0]
 
     async def manifests(self, donors: Sequence[str], base: str, elements: int, fragments: int) -> dict[str, Snapshot]:
         """What each donor says of its snapshot of `base` (""; its newest), of those that say something sensible."""

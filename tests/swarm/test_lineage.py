@@ -113,6 +113,24 @@ def test_rules_come_from_whoever_has_them_and_hash_to_the_run(tmp_path: Path) ->
     go(work)
 
 
+@pytest.mark.parametrize("what", ["rules", "tokenizer"])
+def test_who_drips_rules_or_tokenizer_holds_up_no_joiner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    monkeypatch.setattr(draw, "SLOW_S", 0.5)
+
+    async def work() -> None:
+        async with nodes(tmp_path, 3) as (here, bad, good):
+            await bad.serve(what, lambda stream: drip(stream, bytes(limits.RULES_BYTES), size=2000))
+            await Donor(good, Shelf()).serve()
+            fetch, there = fetcher(here), [bad.peer_id, good.peer_id]
+            if what == "rules":
+                assert await fetch.rules(there) == RULES
+            else:
+                assert await fetch.tokenizer(there, digest(b"tokenizer")) == b"tokenizer"
+            assert not here.refusals
+
+    go(work, timeout_s=15)  # the drip would take longer
+
+
 # Snapshots.
 
 _PIECES = 5
