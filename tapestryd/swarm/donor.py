@@ -7,7 +7,8 @@ take turns, and share what our own rounds and the operator's limit leave them. F
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from protocols import limits
 from protocols.canonical import take
@@ -31,7 +32,8 @@ _TURN_S = 30.0
 """A transfer that takes longer goes on, but no longer keeps others from their turn: a slow reader takes little of the link."""
 
 _OPEN = 32
-"""Transfers of one kind altogether, slow ones included; each holds a piece in memory."""
+"""Transfers of one kind altogether, slow ones included; each holds a piece in memory. At so many, whoever is next takes the
+place of the slow one that began first."""
 
 _REMEMBERED = 1024
 
@@ -48,56 +50,67 @@ class Shelf(Protocol):
     def read_entry(self, height: int, offset: int, size: int) -> bytes: ...
 
 
+@dataclass(eq=False)
+class _Turn:
+    peer: str
+    task: "asyncio.Task[Any]"
+    come: "asyncio.Future[None]"
+
+
 class Turns:
     """Who is served next: of those who wait, the peer that was served the longest ago; one transfer a peer at a time."""
 
     def __init__(self, at_once: int) -> None:
         self._at_once = at_once
-        self._placed: dict[str, asyncio.Future[None]] = {}
-        self._serving: set[str] = set()
-        """Those with a place, and those who have given it up to others and are served still."""
-        self._waiting: list[tuple[str, asyncio.Future[None]]] = []
+        self._placed: dict[str, _Turn] = {}
+        self._serving: dict[str, _Turn] = {}
+        """Those with a place, and those who have given it up to others and are served still; in the order that they began."""
+        self._waiting: list[_Turn] = []
         self._served: dict[str, None] = {}
         """Peers by when they were last served, the latest last."""
 
     @asynccontextmanager
     async def turn(self, peer: str) -> AsyncIterator[None]:
-        """Raises Busy if it does not come soon."""
-        loop = asyncio.get_running_loop()
-        turn: asyncio.Future[None] = loop.create_future()
-        self._waiting.append((peer, turn))
+        """Raises Busy if it does not come soon. One that lasts too long is cancelled when others need its room."""
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+        turn = _Turn(peer, task, loop.create_future())
+        self._waiting.append(turn)
         self._next()
         try:
-            await asyncio.wait([turn], timeout=_WAIT_S)
-            if not turn.done():
+            await asyncio.wait([turn.come], timeout=_WAIT_S)
+            if not turn.come.done():
                 raise Busy(peer, _RETRY_S)
-            loop.call_later(_TURN_S, self._leave, peer, turn)
+            loop.call_later(_TURN_S, self._leave, turn)
             yield
         finally:
-            self._waiting.remove((peer, turn))
-            if turn.done():
-                self._serving.remove(peer)
-                self._leave(peer, turn)
+            self._waiting.remove(turn)
+            if turn.come.done():
+                del self._serving[peer]
+                self._leave(turn)
 
-    def _leave(self, peer: str, turn: "asyncio.Future[None]") -> None:
-        if self._placed.get(peer) is turn:
-            del self._placed[peer]
+    def _leave(self, turn: _Turn) -> None:
+        if self._placed.get(turn.peer) is turn:
+            del self._placed[turn.peer]
         self._next()
 
     def _next(self) -> None:
-        while len(self._placed) < self._at_once and len(self._serving) < _OPEN:
-            able = [(peer, turn) for peer, turn in self._waiting if peer not in self._serving and not turn.done()]
+        while len(self._placed) < self._at_once:
+            able = [turn for turn in self._waiting if turn.peer not in self._serving and not turn.come.done()]
             if not able:
                 return
+            if len(self._serving) >= _OPEN:
+                oldest = next(turn for turn in self._serving.values() if turn.peer not in self._placed)
+                oldest.task.cancel()  # its end brings us here again
+                return
             order = {peer: place for place, peer in enumerate(self._served)}
-            peer, turn = min(able, key=lambda one: order.get(one[0], -1))
-            self._served.pop(peer, None)
-            self._served[peer] = None
+            turn = min(able, key=lambda one: order.get(one.peer, -1))
+            self._served.pop(turn.peer, None)
+            self._served[turn.peer] = None
             if len(self._served) > _REMEMBERED:
                 del self._served[next(iter(self._served))]
-            self._placed[peer] = turn
-            self._serving.add(peer)
-            turn.set_result(None)
+            self._placed[turn.peer] = self._serving[turn.peer] = turn
+            turn.come.set_result(None)
 
 
 class Pace:

@@ -78,7 +78,7 @@ class Fetcher:
                 return read(bytes(body))
 
         async with Draw([0], donors, ask, ahead=1, in_order=True) as coming:
-            return [found async for _, _, found in coming][0]
+            return await anext(found async for _, _, found in coming)
 
     async def manifests(self, donors: Sequence[str], base: str, elements: int, fragments: int) -> dict[str, Snapshot]:
         """What each donor says of its snapshot of `base` (""; its newest), of those that say something sensible."""

@@ -247,13 +247,16 @@ class Node:
                     await stream.refuse(refused)
             except Stalled as stalled:
                 self.refused(Refused(Reason.STALLED, str(stalled)), verb, peer)
+                stream.abort()
             except Busy as busy:
                 with suppress(Gone):
                     await stream.busy(busy.retry_s)
             except Gone as gone:
                 log.debug("%s", gone)
-            except asyncio.CancelledError:  # we stop; passed on, asyncio's streams would log it as an error, with a traceback
-                log.debug("%s to %s: cut off by our own end", verb, peer[-6:])
+            except asyncio.CancelledError:
+                # We stop, or others need the room; passed on, asyncio's streams would log it as an error, with a traceback.
+                log.debug("%s to %s: cut off", verb, peer[-6:])
+                stream.abort()
             except Exception:
                 log.exception("serving %s to %s", verb, peer)
             finally:

@@ -182,7 +182,12 @@ class Stream:
         await self.send({"busy_ms": round(retry_s * 1000)})
 
     def close(self) -> None:
+        """What waits to go still goes, for as long as the other side takes to read it."""
         self._writer.close()
+
+    def abort(self) -> None:
+        """What waits to go does not."""
+        self._writer.transport.abort()
 
 
 def _reason(value: Any) -> Reason:

@@ -8,7 +8,7 @@ import pytest
 from protocols import limits
 from tapestryd.swarm import donor as module
 from tapestryd.swarm.donor import Donor, Pace, Turns
-from tapestryd.swarm.streams import Busy
+from tapestryd.swarm.streams import Busy, Gone
 from tests.swarm.rooms import go, nodes
 from tests.swarm.test_lineage import _PIECES, big, fetcher, holding, taken, whole
 
@@ -77,6 +77,7 @@ def test_who_waits_too_long_is_told_to_ask_again_and_has_lost_nothing(monkeypatc
 
 
 def test_a_slow_reader_keeps_its_transfer_and_not_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When there is no more room, the one that began first is cut off for whoever is next, and for no one else."""
     monkeypatch.setattr(module, "_TURN_S", 0.1)
     monkeypatch.setattr(module, "_OPEN", 3)
     monkeypatch.setattr(module, "_WAIT_S", 0.5)
@@ -86,14 +87,36 @@ def test_a_slow_reader_keeps_its_transfer_and_not_its_place(monkeypatch: pytest.
         jobs = [asyncio.create_task(served(turns, peer, order, gate)) for peer in ("ann", "bo", "cyd")]
         await asyncio.sleep(0.35)
         assert order == ["ann", "bo", "cyd"]
-        with pytest.raises(Busy):  # but there is an end to it
-            await served(turns, "dee", order)
-        gate.set()
-        await asyncio.gather(*jobs)
+        assert not any(job.done() for job in jobs)
         await served(turns, "dee", order)
+        assert [job.cancelled() for job in jobs] == [True, False, False]
+        await served(turns, "eve", order)
+        gate.set()
+        await asyncio.gather(*jobs[1:])
         assert not turns._placed
+        assert not turns._serving
 
     run(work)
+
+
+def test_slow_readers_on_real_streams_close_no_donor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PIECES_AT_ONCE", 1)
+    monkeypatch.setattr(module, "_TURN_S", 0.2)
+    monkeypatch.setattr(module, "_OPEN", 2)
+
+    async def work() -> None:
+        made, data = big()
+        async with nodes(tmp_path, 4) as (there, here, *slow):
+            await Donor(there, holding(made, data)).serve()
+            streams = [await node.open(there.peer_id, "piece") for node in slow]
+            for stream in streams:
+                await stream.send({"base": made.tip.base, "piece": 0})
+            assert len(await taken(fetcher(here), [there], made, [0, 1])) == 2
+            ends = [await asyncio.gather(stream.answer(limits.PIECE_BYTES), return_exceptions=True) for stream in streams]
+            assert sorted(isinstance(end, Gone) for (end,) in ends) == [False, True]
+            assert not there.refusals
+
+    go(work)
 
 
 def test_a_cancelled_wait_leaves_nothing_behind() -> None:
@@ -105,7 +128,7 @@ def test_a_cancelled_wait_leaves_nothing_behind() -> None:
             job.cancel()
         await asyncio.gather(*jobs, return_exceptions=True)
         await served(turns, "cyd", order)
-        assert (turns._placed, turns._serving, turns._waiting) == ({}, set(), [])
+        assert (turns._placed, turns._serving, turns._waiting) == ({}, {}, [])
 
     run(work)
 
