@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from protocols import limits
@@ -143,18 +144,16 @@ class Donor:
         self._yielding = Pace(lambda: YIELD_BYTES_PER_S if averaging() else 0)
 
     async def serve(self) -> None:
-        for verb, handler in (("rules", self._rules), ("tokenizer", self._tokenizer), ("snapshots", self._snapshots)):
+        """Rules and tokenizer are read here: one copy in memory, however many ask for it."""
+        small = {"rules": self._shelf.rules(), "tokenizer": await asyncio.to_thread(self._shelf.tokenizer)}
+        for verb, data in small.items():
+            await self._node.serve(verb, partial(self._whole, data))
+        for verb, handler in (("snapshots", self._snapshots), ("piece", self._piece), ("entry", self._entry)):
             await self._node.serve(verb, handler)
-        await self._node.serve("piece", self._piece)
-        await self._node.serve("entry", self._entry)
 
-    async def _rules(self, stream: Stream) -> None:
+    async def _whole(self, data: bytes, stream: Stream) -> None:
         await stream.receive(0)
-        await stream.send({}, self._shelf.rules())
-
-    async def _tokenizer(self, stream: Stream) -> None:
-        await stream.receive(0)
-        await stream.send({}, await asyncio.to_thread(self._shelf.tokenizer))
+        await stream.send({}, data)
 
     async def _snapshots(self, stream: Stream) -> None:
         """The manifest of the snapshot asked for by base digest; without one, of the newest."""

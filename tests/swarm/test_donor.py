@@ -10,7 +10,7 @@ from tapestryd.swarm import donor as module
 from tapestryd.swarm.donor import Donor, Pace, Turns
 from tapestryd.swarm.streams import Busy, Gone
 from tests.swarm.rooms import go, nodes
-from tests.swarm.test_lineage import _PIECES, big, fetcher, holding, taken, whole
+from tests.swarm.test_lineage import _PIECES, Shelf, big, fetcher, holding, taken, whole
 
 
 def run(work) -> None:  # type: ignore[no-untyped-def]
@@ -185,5 +185,28 @@ def test_more_joiners_than_turns_all_arrive(tmp_path: Path, monkeypatch: pytest.
                 assert whole(found) == data
             assert not there.refusals
             assert not any(joiner.refusals for joiner in joiners)
+
+    go(work)
+
+
+def test_rules_and_tokenizer_are_in_memory_once(tmp_path: Path) -> None:
+    """A tokenizer may have 64 MiB, and whoever reads it slowly keeps it there for hours."""
+
+    async def work() -> None:
+        shelf = Shelf()
+        shelf.tokens = bytes(limits.PIECE_BYTES)
+        read: list[str] = []
+        for verb in ("rules", "tokenizer"):
+            ask = getattr(shelf, verb)
+            setattr(shelf, verb, lambda verb=verb, ask=ask: (read.append(verb), ask())[1])
+        async with nodes(tmp_path, 2) as (there, slow):
+            await Donor(there, shelf).serve()
+            for verb in ("rules", "tokenizer"):
+                streams = [await slow.open(there.peer_id, verb) for _ in range(4)]
+                for stream in streams:
+                    await stream.send({})
+                found = await asyncio.gather(*(stream.answer(limits.PIECE_BYTES) for stream in streams))
+                assert {bytes(body) for _, body in found} == {getattr(Shelf, verb)(shelf)}
+            assert sorted(read) == ["rules", "tokenizer"]
 
     go(work)
