@@ -98,7 +98,7 @@ class Keeper:
         beyond: Tip | None = None
         try:
             there = await self._replay(target, donors)
-        except Gone:  # they may have joined by a snapshot, and never had the entry that we lack
+        except Gone:  # they lie, or joined by a snapshot and never had the entry that we lack
             there, beyond = False, self.base.tip
         if not there and self.base.tip is not None and not target.better_than(self.base.tip):
             return self.base.tip  # the donors had gone over to what is no worse, and so have we
@@ -130,22 +130,26 @@ class Keeper:
 
     async def _replay(self, target: Tip, donors: Sequence[str]) -> bool:
         """Follow the donors' log up to `target`. False: it does not go on from our base. A donor whose entry does not follow is
-        left out: it may be on a branch that lost, or lie."""
-        able, why = list(donors), Refused(Reason.OTHER_BASE, "nobody to ask")
-        while able and self.base.tip is not None and self.base.tip.height < target.height:
-            async with self._fetcher.entries(able, self.base.tip.height + 1, target) as coming:
-                async for _, donor, (entry, parts) in coming:
-                    try:
-                        step = await self._follow(entry, parts)
-                    except Refused as refused:
-                        why = refused
-                        able.remove(donor)
-                        log.info("entry %d by %s does not follow: %s", entry.vote.height, donor[-6:], refused)
-                        break
-                    await self.commit(entry, parts, step)
-                    self._on_replay(entry, parts)
-        if not able and why.reason is not Reason.OTHER_BASE:
-            raise why
+        left out: it may be on a branch that lost, or lie; but if it shows another branch, no other donor hides that again by
+        lying or having nothing. Raises Gone when nobody has what comes next, nor another branch."""
+        able, parted = list(donors), False
+        while self.base.tip is not None and self.base.tip.height < target.height:
+            try:
+                async with self._fetcher.entries(able, self.base.tip.height + 1, target) as coming:
+                    async for _, donor, (entry, parts) in coming:
+                        try:
+                            step = await self._follow(entry, parts)
+                        except Refused as refused:
+                            parted |= refused.reason is Reason.OTHER_BASE
+                            able.remove(donor)
+                            log.info("entry %d by %s does not follow: %s", entry.vote.height, donor[-6:], refused)
+                            break
+                        await self.commit(entry, parts, step)
+                        self._on_replay(entry, parts)
+            except Gone:
+                if parted:
+                    return False
+                raise
         return self.base.tip is not None and self.base.tip.base == target.base
 
     async def _change_branch(self, target: Tip, donors: Sequence[str]) -> bool:

@@ -476,6 +476,35 @@ def test_the_heavier_branch_takes_over_and_ours_is_kept_aside(tmp_path: Path, by
     go(work)
 
 
+@pytest.mark.parametrize("other", ["dead", "joined", "liar", "liar with our log"])
+def test_one_donor_that_has_the_better_branch_is_enough(tmp_path: Path, other: str) -> None:
+    """Whoever is asked after it is gone, has but its snapshot, or lies: an entry of its own people on our base, of a false weight."""
+    ours, theirs = _branches()
+    theirs.grow(PEOPLE[:5], seed=7)
+    store = begin(ours, tmp_path)
+    for whole in ours.entries:
+        store.write_entry(*_flat(whole))  # type: ignore[arg-type]
+    false = ours.fork()
+    honest = false.grow()
+    blobs = false.entries.pop()[1]
+    false.entries.append((certified(honest.roster, blobs, PEOPLE[:3], replace(honest.vote, weight=honest.vote.weight + 1)), blobs))
+
+    async def work() -> None:
+        donors = Donors(ann=theirs)
+        donors.snapshots["ann"] = theirs.snapshot()
+        if other != "dead":
+            donors.lines["other"] = theirs if other == "joined" else false
+            donors.entries["other"] = {"joined": range(6, 7), "liar": range(5, 6)}.get(other, range(1, 6))
+        live = keeper(ours, store, donors)
+        await live.open()
+        assert await live.catch_up(theirs.base.tip, ["ann", "other"]) == theirs.base.tip  # type: ignore[arg-type]
+        assert same(live, theirs)
+        assert ("other", "entry", 5) in donors.asked
+        assert any(verb == "piece" for _, verb, _ in donors.asked) == (other == "liar with our log")
+
+    go(work)
+
+
 @pytest.mark.parametrize("by", ["entries", "snapshot"])
 def test_a_disk_that_stays_full_costs_nothing_however_often_we_try(tmp_path: Path, by: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three attempts once made the third empty folder, and threw the first with our only files away."""
