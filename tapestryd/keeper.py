@@ -31,6 +31,9 @@ _BRANCH = 8
 """Entries back to where a branch may have parted from ours, and beyond our height, for us to change over entry by entry: all in
 memory until then, and together fewer bytes than a snapshot."""
 
+_STOP_S = 10.0
+"""A snapshot that is being written when we end has so long; without it the next start replays a few entries more."""
+
 
 class Keeper:
     """`on_replay(entry, parts)` is told of every entry that was not committed here, `on_replace` of a snapshot
@@ -115,11 +118,12 @@ class Keeper:
             return (self.base.tip, await asyncio.to_thread(self.base.theta.clone)) if self.base.tip else None
 
     async def stop(self) -> None:
-        await self._snapshot_written()
+        await self._snapshot_written(_STOP_S)
 
-    async def _snapshot_written(self) -> None:
+    async def _snapshot_written(self, timeout_s: float | None = None) -> None:
+        """To its end, before its lineage gives way: it would else come to lie among the files of the other one."""
         if self._writing:
-            await asyncio.wait([self._writing], timeout=10)
+            await asyncio.wait([self._writing], timeout=timeout_s)
 
     def _far(self, target: Tip) -> bool:
         """The entries that we lack are more bytes than a snapshot."""

@@ -4,6 +4,7 @@ import asyncio
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from protocols import limits
 from protocols.canonical import digest
 from protocols.lineage import Entry, Snapshot, Tip, base_digest
 from protocols.refusal import Declined, Reason, Refused
+from tapestryd import keeper as keeper_module
 from tapestryd.base import describe
 from tapestryd.errors import DiskFull
 from tapestryd.exchange import assemble
@@ -576,6 +578,41 @@ def test_our_own_snapshot_of_the_other_branch_is_not_come_back_to(tmp_path: Path
         again = keeper(ours, RunStore(tmp_path, ours.rules.run_id))
         await again.open()
         assert same(again, theirs)
+
+    go(work)
+
+
+@pytest.mark.parametrize("by", ["entries", "snapshot"])
+def test_a_snapshot_of_ours_that_is_still_being_written_goes_with_ours(tmp_path: Path, by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long its disk takes; only a stop does not wait for that."""
+    ours, theirs = _branches()
+    store = begin(ours, tmp_path)
+    slow = threading.Event()
+    write = store.write_snapshot
+    monkeypatch.setattr(store, "write_snapshot", lambda *made: slow.wait(20) and write(*made))
+    monkeypatch.setattr(keeper_module, "_STOP_S", 0.05)
+
+    async def work() -> None:
+        donors = Donors(ann=theirs, bo=ours)
+        donors.snapshots["ann"] = theirs.snapshot()
+        if by == "snapshot":
+            donors.entries["ann"] = range(5, 6)
+        live = keeper(ours, store, donors, every=4)
+        await live.open()
+        assert await live.catch_up(ours.base.tip, ["bo"]) == ours.base.tip  # type: ignore[arg-type]
+        await live.stop()
+        over = asyncio.create_task(live.catch_up(theirs.base.tip, ["ann"]))  # type: ignore[arg-type]
+        await asyncio.wait([over], timeout=0.5)
+        assert not over.done()
+        assert same(live, ours)
+        slow.set()
+        await over
+        assert same(live, theirs)
+        await live.stop()
+        assert [snapshot.tip for snapshot in store.snapshots()] == [
+            Tip(0, 0, ours.rules.model.genesis) if by == "entries" else live.base.tip
+        ]
+        assert (tmp_path / "superseded-0" / "snapshots" / "0000000004.json").exists()
 
     go(work)
 
