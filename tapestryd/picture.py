@@ -21,7 +21,7 @@ _STATES = {
 _HEALTH = {
     "clock": "the clock differs too much from the swarm's median; set it right (NTP), averaging waits",
     "disk_low": "less free disk than storage.min_free; make room, averaging waits",
-    "disk_full": "the disk is full; make room, catching up waits",
+    "disk_full": "too little free disk to catch up; make room, it is tried every 30 s",
     "no_donor": "no peer could show the lineage that it announced; trying again",
 }
 

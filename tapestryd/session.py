@@ -51,6 +51,9 @@ _PRESENCES = {
 _FOLLOWING = (rounds.State.JOINING, rounds.State.SYNCING, rounds.State.TRAINING)
 """States that a better tip would move, or would as soon as they have what they fetch."""
 
+_ROOM_S = 30.0
+"""A catch-up after one that the disk had no room for waits this long, and asks nobody: only the operator makes room."""
+
 
 class Session:
     """Starts with a run id and addresses to ask; the rules may still have to be fetched. `keep_peers(addresses)` is told
@@ -228,11 +231,14 @@ class Session:
         found = []
         if not self.neighbours.clock()[0]:
             found.append("clock")
-        if shutil.disk_usage(self.store.path).free < self.config.storage.min_free_bytes:
+        if self._disk_low():
             found.append("disk_low")
         if self.roll and self.roll.trouble:
             found.append("not_delegated")
         return found
+
+    def _disk_low(self) -> bool:
+        return shutil.disk_usage(self.store.path).free < self.config.storage.min_free_bytes
 
     async def _publish(self) -> None:
         member = self.member
@@ -379,9 +385,15 @@ class Session:
     # Catching up.
 
     async def _catch_up(self, tip: Tip, donors: Sequence[str]) -> None:
+        assert self.rules is not None
+        assert self.member is not None
+        if self.member.trouble == "disk_full":
+            await asyncio.sleep(_ROOM_S)
         before, began = self.keeper.base.tip, self.history.mark()
         trouble = why = ""
         try:
+            if self._disk_low():
+                raise DiskFull(f"{self.store.path}: less free disk than storage.min_free; make room and it goes on")
             await self.keeper.catch_up(tip, donors)
             self.neighbours.trust(tip)
         except (Gone, Refused) as error:
@@ -391,12 +403,10 @@ class Session:
             log.error("catch-up to height %d: %s", tip.height, full)
             trouble = why = "disk_full"
         reached = self.keeper.base.tip
-        assert self.rules is not None
         self.history.caught_up(self.rules.schedule.round_at(now_ms()), before, reached, tip, donors, why, began)
         if reached is None or (trouble and reached == before):
             self.feed(rounds.CatchUpFailed(trouble))
-            if trouble != "disk_full":  # others can bring us further at once, but only the operator makes room
-                self._look()
+            self._look()
             return
         if reached != before:
             await self._offer(ALL_FRAGMENTS, keep=True)

@@ -1,6 +1,7 @@
 """Sessions on real nodes, without a trainer: what they do when the DHT is slow and the disk full."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -8,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tapestryd.config import DaemonConfig, TrainerChoice
+from protocols.rounds import CatchUpFailed, Event, Hindered
+from tapestryd import session as session_module
+from tapestryd.config import DaemonConfig, Storage, TrainerChoice
 from tapestryd.host.keys import Identity
 from tapestryd.host.store import RunStore
 from tapestryd.session import Session
@@ -17,16 +20,19 @@ from tapestryd.swarm.node import Node
 from tests.lineages import PEOPLE, Line
 from tests.people import Person
 from tests.swarm.rooms import address, go, start, until
+from tests.swarm.test_lineage import grown
 from tests.test_keeper import begin
 
 
 @asynccontextmanager
-async def session(person: Person, folder: Path, store: RunStore, *there: Node, ends: str = "") -> AsyncIterator[Session]:
+async def session(
+    person: Person, folder: Path, store: RunStore, *there: Node, min_free_bytes: int = 0, ends: str = ""
+) -> AsyncIterator[Session]:  # fmt: skip
     """One that knows `there`. `ends`: what it must have said when it ended before its time; empty: it must not have."""
     failures: list[BaseException] = []
     node = await start(person, folder, f"tapestry/1/{store.run_id}", [await address(other) for other in there])
     identity = Identity.load_or_make(folder / f"{person.name}.key")
-    config = replace(DaemonConfig(), trainer=TrainerChoice(enabled=False))
+    config = replace(DaemonConfig(), trainer=TrainerChoice(enabled=False), storage=Storage(min_free_bytes=min_free_bytes))
     made = Session(config, identity, store, node, lambda _: None, failures.append)
     await made.start()
     try:
@@ -72,5 +78,47 @@ def test_a_joiner_without_p2pd_ends(tmp_path: Path) -> None:
                 return not here._tasks
 
             await until(over)
+
+    go(work)
+
+
+def test_without_room_on_the_disk_nobody_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often we look; with room, it catches up."""
+    monkeypatch.setattr(session_module, "_ROOM_S", 4.0)
+
+    async def work() -> None:
+        line = grown(3)
+        store = begin(line, tmp_path / "there")
+        for entry, parts in line.entries:
+            store.write_entry(entry, *parts)
+        here_store = RunStore(tmp_path / "here", line.rules.run_id)
+        async with (
+            session(PEOPLE[0], tmp_path, store) as there,
+            session(PEOPLE[1], tmp_path, here_store, there.node, min_free_bytes=1 << 60) as here,
+        ):
+            fed: list[Event] = []
+            feed = here.feed
+            monkeypatch.setattr(here, "feed", lambda event: (fed.append(event), feed(event)))
+
+            def count(kind: type[Event]) -> int:
+                return sum(isinstance(event, kind) for event in fed)
+
+            async def looked() -> bool:
+                return bool(count(CatchUpFailed)) and count(Hindered) >= looks
+
+            looks = 0
+            await until(looked)
+            began, looks = time.monotonic(), count(Hindered) + 3
+            await until(looked)
+            assert count(CatchUpFailed) <= 1 + (time.monotonic() - began) / 4
+            assert here.member
+            assert set(here.member.reasons) >= {"behind", "disk_low", "disk_full"}
+            assert "snapshots" not in there.node.meter.sent
+            here.config = replace(here.config, storage=Storage(min_free_bytes=0))
+
+            async def caught_up() -> bool:
+                return here.keeper.base.tip == line.base.tip
+
+            await until(caught_up)
 
     go(work)
