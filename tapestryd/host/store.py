@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import IO
 
 from protocols import limits
-from protocols.canonical import Signed, Verify, digest, dumps, take
+from protocols.canonical import Signed, Verify, dumps, take
 from protocols.control import Ban, Story
 from protocols.layout import Layout
 from protocols.lineage import Entry, Snapshot
@@ -42,6 +42,7 @@ from protocols.membership import Epochs
 from protocols.refusal import Refused
 from protocols.rules import RunRules
 from tapestryd.errors import DiskFull, StateFault
+from tapestryd.host.download import Download
 from tapestryd.host.files import Move, move_all, saying_disk_full, set_aside, sync, write
 
 log = logging.getLogger(__name__)
@@ -143,6 +144,7 @@ class RunStore:
         for leftover in [*path.rglob("*.new")]:
             leftover.unlink()
         shutil.rmtree(self._incoming, ignore_errors=True)
+        self._sweep()
 
     # Rules and tokenizer.
 
@@ -250,7 +252,13 @@ class RunStore:
             self._lent.pop(height, None)
             self._kept.pop(self._manifest(height).name, None)
             self._manifest(height).unlink()
-            self._manifest(height).with_suffix(".base").unlink(missing_ok=True)
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove bases without a manifest: pruned, or a crash or a full disk came between the two, or it was damaged."""
+        for base in self._snapshots.glob("*.base"):
+            if not base.with_suffix(".json").exists():
+                base.unlink()
 
     def snapshots(self) -> list[Snapshot]:
         """Manifests of whole snapshots, oldest first. Damaged ones are set aside."""
@@ -304,7 +312,7 @@ class RunStore:
     def _downloads(self) -> list[Path]:
         return sorted(self.path.glob("*.part"), key=lambda path: path.stat().st_mtime, reverse=True)
 
-    def download(self, snapshot: Snapshot) -> "Download":
+    def download(self, snapshot: Snapshot) -> Download:
         """Begun, or gone on with. What it has in common with one begun before is taken from there; older ones are dropped."""
         path = self.path / f"{snapshot.tip.base}.part"
         fresh = not path.exists()
@@ -408,40 +416,3 @@ class RunStore:
             with suppress(ValueError, TypeError, KeyError, RecursionError):
                 found.append(Story.from_json(json.loads(line)))
         return found
-
-
-class Download:
-    """A snapshot on its way: pieces lie at their places in one file, and each proves itself by its digest, so a
-    restart goes on where it was with nothing else remembered."""
-
-    def __init__(self, path: Path, snapshot: Snapshot) -> None:
-        self.path = path
-        self._snapshot = snapshot
-        with saying_disk_full(path), path.open("ab") as file:
-            file.truncate(snapshot.size)
-        missing_bytes = snapshot.size - path.stat().st_blocks * 512  # a hole until its pieces come
-        if missing_bytes > shutil.disk_usage(path).free:
-            raise DiskFull(f"{path}: a snapshot of {snapshot.size / 1e9:.1f} GB does not fit on the disk; make room and it goes on")
-
-    def wanted(self) -> list[int]:
-        """Pieces that are not there yet. Reads the whole file: call it off the event loop."""
-        return [piece for piece in range(len(self._snapshot.pieces)) if self._read(self.path, piece) is None]
-
-    def adopt(self, other: Path) -> None:
-        """Take the pieces that are the same in another download: fragments that have not moved since."""
-        for piece in range(len(self._snapshot.pieces)):
-            data = self._read(other, piece)
-            if data is not None:
-                self.keep(piece, data)
-
-    def _read(self, path: Path, piece: int) -> bytes | None:
-        """A piece if it is the one of our manifest."""
-        with path.open("rb") as file:
-            file.seek(piece * limits.PIECE_BYTES)
-            data = file.read(limits.PIECE_BYTES)
-        return data if digest(data) == self._snapshot.pieces[piece] else None
-
-    def keep(self, piece: int, data: bytes) -> None:
-        with saying_disk_full(self.path), self.path.open("r+b") as file:
-            file.seek(piece * limits.PIECE_BYTES)
-            file.write(data)

@@ -20,8 +20,9 @@ from protocols.control import Ban, Missing, Repaired, Silent, Story
 from protocols.lineage import Snapshot, Tip
 from tapestryd.errors import DiskFull, StateFault
 from tapestryd.host import store as store_module
+from tapestryd.host.download import Download
 from tapestryd.host.files import saying_disk_full, set_aside, write
-from tapestryd.host.store import Download, RunStore, StateDir
+from tapestryd.host.store import RunStore, StateDir
 from tests.lineages import Line
 from tests.people import RULES, RUN, verify
 
@@ -328,6 +329,36 @@ def test_a_snapshot_that_is_being_fetched_is_kept_longer(tmp_path: Path, monkeyp
     run.prune_snapshots(2)
     assert run.snapshots() == [made[0], made[2], *made[-2:]]
     assert run.read_snapshot(made[1].tip.base, 0) is None
+
+
+def test_a_base_without_its_manifest_takes_up_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk was full, or we were killed, when its manifest was to be written; or its manifest was damaged."""
+    line = Line.begin()
+    run = store_of(line, tmp_path)
+    made = _snapshots(line, run, 3)
+
+    def bases() -> list[int]:
+        return sorted(int(path.stem) for path in (tmp_path / "snapshots").glob("*.base"))
+
+    last, data = line.snapshot()
+    sizes = [1 << 20, 10]
+    with monkeypatch.context() as patch:
+
+        def limited(path: Path, *chunks: bytes) -> None:
+            with file_size_limit(sizes.pop(0)):
+                write(path, *chunks)
+
+        patch.setattr(store_module, "write", limited)
+        with pytest.raises(OSError, match="too large"):
+            run.write_snapshot(last, memoryview(data), memoryview(b""))
+    assert bases() == [0, 1, 2, 3]
+    run.set_snapshot_aside(made[1], "damaged")
+    run.prune_snapshots(1)
+    assert bases() == [0, 2]
+    run.set_snapshot_aside(made[2], "damaged")
+    RunStore(tmp_path, line.rules.run_id)
+    assert bases() == [0]
+    assert RunStore(tmp_path, line.rules.run_id).snapshots() == made[:1]
 
 
 @pytest.mark.parametrize("damage", ["manifest", "short", "missing", "another run's"])
