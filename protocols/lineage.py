@@ -92,6 +92,8 @@ class Entry:
             raise Refused(Reason.OUT_OF_RANGE, "a part's size")
         if merkle(parts) != vote.root:
             raise Refused(Reason.BAD_DIGEST, "the parts do not have the root that was voted for")
+        if len(body["votes"]) > len(roster.members):  # before a signature of them is checked
+            raise Refused(Reason.NO_QUORUM, f"{len(body['votes'])} votes of a roster of {len(roster.members)}")
         votes = []
         for item in body["votes"]:
             if not isinstance(item, list) or len(item) != 2:

@@ -4,6 +4,7 @@ import json
 import struct
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -33,6 +34,22 @@ def test_reads_and_writes_the_vector() -> None:
     assert entry.tip == Tip(**VECTOR["tip"])
     assert entry.head() + b"".join(parts) == data == WHOLE
     assert entry == ENTRY
+
+
+def test_more_votes_than_members_cost_no_check_of_a_signature() -> None:
+    """Some 5,000 fit into a head."""
+    checked: list[int] = []
+
+    def counted(*signed: Any) -> bool:
+        checked[-1] += 1
+        return verify(*signed)
+
+    for times in (1, 1000):
+        checked.append(0)
+        with pytest.raises(Refused) as refused:
+            Entry.parse(tampered(lambda body, times=times: body["votes"].extend(body["votes"][:1] * times)), RULES, counted)
+        assert refused.value.reason is Reason.NO_QUORUM
+    assert checked[0] - checked[1] == len(ENTRY.votes) + 1
 
 
 def test_the_head_says_where_the_parts_begin() -> None:
