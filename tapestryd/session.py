@@ -114,8 +114,7 @@ class Session:
         for task in list(self._tasks):
             task.cancel()
         if self.member is not None:
-            with suppress(Gone):
-                await self._publish()
+            await self._announce()
             await self.keeper.stop()
         if self.supervisor is not None:
             await self.supervisor.stop(stage_s)
@@ -201,10 +200,10 @@ class Session:
             self.roll.look(schedule.boundary(schedule.round_at(now_ms())))
             try:
                 await self._refresh()
-                if time.monotonic() - self._published > limits.PRESENCE_MS / 3000:
-                    await self._publish()
             except Gone as gone:
                 log.warning("%s", gone)
+            if time.monotonic() + interval - self._published > limits.PRESENCE_MS / 3000:  # the next look would be too late
+                await self._announce()
             self.feed(rounds.Hindered(tuple(self._hindrances())))
             self._look()
             if time.monotonic() - self._kept > 60 and self.neighbours.count():
@@ -240,7 +239,8 @@ class Session:
     def _disk_low(self) -> bool:
         return shutil.disk_usage(self.store.path).free < self.config.storage.min_free_bytes
 
-    async def _publish(self) -> None:
+    async def _announce(self) -> None:
+        """Publish our presence. If nobody takes it, the next look tries again."""
         member = self.member
         if member is None or self.roll is None or self.roll.trouble:  # undelegated, we would only be refused
             return
@@ -250,8 +250,12 @@ class Session:
             self.store.run_id, self.node.peer_id, self.config.node.name, state, tip.height if tip else 0, tip.weight if tip else 0,
             tip.base if tip else "", tuple(self.addresses), __version__, self.roll.own, now_ms(),
         )  # fmt: skip
-        self._published = time.monotonic()
-        await self.node.publish(record.to_bytes(self.identity.sign))
+        made = time.monotonic()
+        try:
+            await self.node.publish(record.to_bytes(self.identity.sign))
+            self._published = made
+        except Gone as gone:
+            log.warning("%s", gone)
 
     # Events in, effects out.
 
@@ -310,10 +314,6 @@ class Session:
                 self._spawn(self._announce())
             case _:
                 assert_never(effect)
-
-    async def _announce(self) -> None:
-        with suppress(Gone):
-            await self._publish()
 
     def _order(self, order: Order) -> None:
         if self.supervisor is not None:

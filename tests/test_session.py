@@ -1,6 +1,7 @@
 """Sessions on real nodes, without a trainer: what they do when the DHT is slow and the disk full."""
 
 import asyncio
+import itertools
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from protocols import limits
 from protocols.rounds import CatchUpFailed, Event, Hindered
 from tapestryd import session as session_module
 from tapestryd.config import DaemonConfig, Storage, TrainerChoice
@@ -17,6 +19,7 @@ from tapestryd.host.store import RunStore
 from tapestryd.session import Session
 from tapestryd.swarm import node as node_module
 from tapestryd.swarm.node import Node
+from tapestryd.swarm.streams import Gone
 from tests.lineages import PEOPLE, Line
 from tests.people import Person
 from tests.swarm.rooms import address, go, start, until
@@ -120,5 +123,32 @@ def test_without_room_on_the_disk_nobody_is_asked(tmp_path: Path, monkeypatch: p
                 return here.keeper.base.tip == line.base.tip
 
             await until(caught_up)
+
+    go(work)
+
+
+def test_a_presence_is_published_anew_in_a_third_of_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two that are lost cost nothing, and nor does one that nobody takes."""
+    monkeypatch.setattr(limits, "PRESENCE_MS", 3000)
+
+    async def work() -> None:
+        async with session(PEOPLE[0], tmp_path, begin(Line.begin(), tmp_path / "here")) as here:
+            await begun(here)
+            at: list[float] = []
+            publish = here.node.publish
+
+            async def counting(record: bytes) -> None:
+                at.append(time.monotonic())
+                if len(at) == 2:
+                    raise Gone("the DHT takes no record")
+                await publish(record)
+
+            monkeypatch.setattr(here.node, "publish", counting)
+
+            async def enough() -> bool:
+                return len(at) >= 6
+
+            await until(enough)
+            assert min(then - now for now, then in itertools.pairwise(at[2:])) < limits.PRESENCE_MS / 3000  # looks are 0.75 s apart
 
     go(work)

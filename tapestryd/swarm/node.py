@@ -127,14 +127,16 @@ class Node:
     async def addresses(self) -> list[str]:
         return [address for address in await self._libp2p.addresses() if is_address(address)][: limits.ADDRESSES]
 
-    async def publish(self, record: bytes) -> bool:
-        """Store our presence record for PRESENCE_MS under our own subkey."""
+    async def publish(self, record: bytes) -> None:
+        """Store our presence record for PRESENCE_MS under our own subkey. Raises Gone if nobody took it."""
         expiration = get_dht_time() + limits.PRESENCE_MS / 1000
         try:
             async with asyncio.timeout(_DHT_S):
-                return bool(await self._dht.store(f"{self._prefix}/presence", record, expiration, subkey=self.peer_id))
+                stored = await self._dht.store(f"{self._prefix}/presence", record, expiration, subkey=self.peer_id)
         except _LOST as error:
             raise Gone(f"the DHT takes no record: {error}") from None
+        if not stored:
+            raise Gone("the DHT takes no record: refused")
 
     async def look(self) -> dict[str, bytes]:
         """All records under the run's key, by peer id; at most RECORDS. Asks bootstrap peers that are not yet known."""

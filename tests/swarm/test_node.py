@@ -81,6 +81,16 @@ def test_a_bootstrap_peer_may_come_later(tmp_path: Path, monkeypatch: pytest.Mon
     go(work)
 
 
+def test_a_record_that_nobody_takes_is_not_published(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with nodes(tmp_path, 1) as (one,):
+            await one.publish(record(PEOPLE[0]))
+            with pytest.raises(Gone, match="takes no record"):
+                await one.publish(record(PEOPLE[1]))
+
+    go(work)
+
+
 def test_another_run_is_another_world(tmp_path: Path) -> None:
     async def work() -> None:
         ours = await start(PEOPLE[0], tmp_path, "tapestry/1/ours")
@@ -226,7 +236,7 @@ def test_hostile_records_in_the_dht_hide_nobody_and_hurt_nothing(tmp_path: Path)
                 await node._connect(one.peer_id)
                 await node._dht.protocol.call_ping(there)
             true = record(PEOPLE[1])
-            await until(lambda: two.publish(true))
+            await two.publish(true)
 
             async def seen() -> bool:
                 return await one.look() == {two.peer_id: true}
