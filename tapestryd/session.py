@@ -51,6 +51,9 @@ _PRESENCES = {
 _FOLLOWING = (rounds.State.JOINING, rounds.State.SYNCING, rounds.State.TRAINING)
 """States that a better tip would move, or would as soon as they have what they fetch."""
 
+_PATIENCE_S = 30.0
+"""Rules and tokenizer that take longer, then twice as long, and so on, are asked for anew, also of those who were not there yet."""
+
 _ROOM_S = 30.0
 """A catch-up after one that the disk had no room for waits this long, and asks nobody: only the operator makes room."""
 
@@ -136,20 +139,22 @@ class Session:
     async def _begin(self) -> None:
         """Rules, then base from disk, then everything else."""
         rules = self.store.load_rules()
-        said = ""
+        said, patience_s = "", _PATIENCE_S
         while rules is None:
             try:
                 await self._refresh()
                 # Those of the invite first: somebody named them, and in roster mode a founder whom nobody has delegated yet
                 # has no presence.
                 donors = [*self.node.bootstrap, *(seen.peer for seen in self.neighbours.seen())]
-                rules = await self._fetcher.rules(donors)
-                tokenizer = await self._fetcher.tokenizer(donors, rules.tokenizer.digest) if rules.tokenizer.digest else b""
-                await asyncio.to_thread(self.store.keep_rules, rules, tokenizer)
-            except Gone as gone:
-                rules = None
-                if str(gone) != said:
-                    said = str(gone)
+                async with asyncio.timeout(patience_s):
+                    found = await self._fetcher.rules(donors)
+                    tokenizer = await self._fetcher.tokenizer(donors, found.tokenizer.digest) if found.tokenizer.digest else b""
+                await asyncio.to_thread(self.store.keep_rules, found, tokenizer)
+                rules = found
+            except (Gone, TimeoutError) as error:
+                patience_s *= 2 if isinstance(error, TimeoutError) else 1
+                if (why := str(error) or "too slow") != said:
+                    said = why
                     log.info("no rules yet, still asking: %s", said)
                 await asyncio.sleep(1)
         self.rules = rules

@@ -17,13 +17,14 @@ from tapestryd.config import DaemonConfig, Storage, TrainerChoice
 from tapestryd.host.keys import Identity
 from tapestryd.host.store import RunStore
 from tapestryd.session import Session
+from tapestryd.swarm import draw
 from tapestryd.swarm import node as node_module
 from tapestryd.swarm.node import Node
-from tapestryd.swarm.streams import Gone
+from tapestryd.swarm.streams import Gone, Stream
 from tests.lineages import PEOPLE, Line
 from tests.people import Person
 from tests.swarm.rooms import address, go, start, until
-from tests.swarm.test_lineage import grown
+from tests.swarm.test_lineage import drip, grown
 from tests.test_keeper import begin
 
 
@@ -83,6 +84,31 @@ def test_a_joiner_without_p2pd_ends(tmp_path: Path) -> None:
             await until(over)
 
     go(work)
+
+
+def test_who_drips_the_rules_alone_does_so_until_others_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_module, "_PATIENCE_S", 2.0)
+    monkeypatch.setattr(draw, "SLOW_S", 0.5)
+
+    async def work() -> None:
+        line = Line.begin()
+        begun_to = asyncio.Event()
+
+        async def drips(stream: Stream) -> None:
+            begun_to.set()
+            await drip(stream, bytes(limits.RULES_BYTES), size=2000)
+
+        bad = await start(PEOPLE[2], tmp_path, f"tapestry/1/{line.rules.run_id}")
+        try:
+            await bad.serve("rules", drips)
+            async with session(PEOPLE[1], tmp_path, RunStore(tmp_path / "here", line.rules.run_id), bad) as here:
+                await begun_to.wait()
+                async with session(PEOPLE[0], tmp_path, begin(line, tmp_path / "there"), bad):
+                    await begun(here)
+        finally:
+            await bad.stop()
+
+    go(work)  # the drip alone takes longer than `begun` waits
 
 
 def test_without_room_on_the_disk_nobody_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
