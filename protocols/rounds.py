@@ -226,7 +226,7 @@ class Member:
         self.state = State.JOINING
         self.round = -1
         self.begun = -1
-        """The latest round whose boundary we acted on. Never again, even if the clock is set back: nobody votes twice in a round."""
+        """The latest round that we may have voted in. Never again, even if the clock is set back: nobody votes twice in a round."""
         self.tip: Tip | None = None
         self.peers: tuple[Seen, ...] = ()
         self.trainer = False
@@ -350,8 +350,8 @@ class Member:
         return self._to(State.JOINING)
 
     def _train_on(self, event: Event, now_ms: int) -> list[Effect]:
-        """TRAINING: others may have got further than we, or have gone."""
-        if self._better() or not self.trainer:
+        """TRAINING: others may have got further than we, or have gone, or our clock was ahead and is right again."""
+        if self._better() or not self.trainer or self.round > self.schedule.round_at(now_ms) + 1:
             return self._settle_down(now_ms)
         return []
 
@@ -362,7 +362,7 @@ class Member:
             return [Discard(self.round, "late"), *self._settle_down(now_ms)]
         if self.hindrances or not self._company():
             return [Discard(self.round, self.hindrances[0] if self.hindrances else "no_peers"), *self._settle_down(now_ms)]
-        self.state, self.stepping, self.begun = State.STOPPING, False, self.round
+        self.state, self.stepping = State.STOPPING, False
         return [Stop(self.round)]
 
     def _trained(self, event: Event, now_ms: int) -> list[Effect]:
@@ -383,7 +383,7 @@ class Member:
         assert isinstance(event, Reduced)
         if event.round != self.round:
             return []
-        self.state = State.SETTLING
+        self.state, self.begun = State.SETTLING, self.round
         return [Settle(self.round)]
 
     def _settled(self, event: Event, now_ms: int) -> list[Effect]:

@@ -76,7 +76,7 @@ def ceilings(aggregation: str, scales: Sequence[float], norms: Sequence[Sequence
     assert len(scales) == len(norms) > 0
     rounded = 0.0 if bits == 32 else min(1.0, sqrt(block) / (2**bits - 2))
     factor = (1.0 if aggregation in ("clipped", "mean") else sqrt(2.0)) * (1.0 + rounded) * (ROOM * ROOM)
-    longest = (max(scale * norm for scale, norm in zip(scales, cell, strict=True)) for cell in zip(*norms, strict=True))
+    longest = (max(scale * (norm + NOTHING) for scale, norm in zip(scales, cell, strict=True)) for cell in zip(*norms, strict=True))
     return [factor * norm + NOTHING for norm in longest]
 
 

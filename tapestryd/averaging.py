@@ -149,10 +149,13 @@ class Averaging:
         assert r.meeting is not None
         exchange, meeting, roster = r.exchange, r.meeting, r.exchange.roster
 
+        lies: set[int] = set()
+
         async def compute(blobs: list[bytes]) -> Vote:
             try:
                 mean, coverage = await asyncio.to_thread(exchange.mean, blobs)
             except BadPart as fault:
+                lies.add(fault.part)
                 self._node.refused(fault, "part", roster.reducers[fault.part])
                 raise
             r.step = await asyncio.to_thread(self._keeper.base.next, r.fragment, mean)
@@ -166,8 +169,7 @@ class Averaging:
         try:
             r.vote, r.certificate = await self._settlement.perform(meeting, compute, r.present, by)
         except Unsettled:
-            silent = [peer for part, peer in enumerate(roster.reducers) if part not in meeting.blobs]
-            self._gathering.silence.note(r.number, roster.reducers, silent)
+            self._gathering.lost(roster, [peer for part, peer in enumerate(roster.reducers) if part not in meeting.blobs or part in lies])
             raise
         return Settled(r.number)
 
@@ -185,8 +187,10 @@ class Averaging:
         return Committed(r.number, tip)
 
     def drop(self) -> None:
-        """The round at hand is over, or given up; the others may still commit it (`followed`)."""
-        self._last, self.round = self.round, None
+        """The round at hand is over, or given up; the others may still commit the last one that our offers went to (`followed`)."""
+        if self.round is not None and self.round.exchange is not None:
+            self._last = self.round
+        self.round = None
 
     def forget(self) -> None:
         """A snapshot took the base's place: what we still owed was owed to another base."""

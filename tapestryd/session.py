@@ -88,6 +88,8 @@ class Session:
         self._kept = 0.0
         self._reasons: tuple[str, ...] = ()
         self._trained: Delta | None = None
+        self._unheard: set[int] = set()
+        """Fragments that were committed while the trainer was down: its checkpoint still counts their progress as its own."""
         self._left = asyncio.Event()
 
     # Life.
@@ -184,9 +186,10 @@ class Session:
         assert self.roll is not None
         meetings = Meetings()
         sizes = Sizes(lambda n: offer_bytes(rules, n), lambda n: part_bytes(rules, n))
+        hold_s = rules.schedule.average_ms / 1000
         gathering = Gathering(
             self.node, rules.run_id, rules.averaging.min_peers, self.identity.sign, verify,
-            lambda: rules.schedule.round_at(now_ms()), self.roll,
+            lambda: rules.schedule.round_at(now_ms()), hold_s, self.roll,
         )  # fmt: skip
         reduction = Reduction(self.node, meetings, sizes, self.identity.sign, verify)
         settlement = Settlement(self.node, meetings, sizes, self.identity.sign, verify, self.store.keep_proof, rules.members)
@@ -327,14 +330,21 @@ class Session:
     # The trainer.
 
     def _trainer_ready(self) -> None:
-        self._spawn(self._offer(ALL_FRAGMENTS, keep=True))
+        self._spawn(self._offer_all())
 
-    async def _offer(self, fragment: int, *, keep: bool) -> None:
-        """Hand the trainer a fragment of the base, or all of it; with all of it, it can begin."""
-        if self.supervisor is not None and await self.supervisor.offer(self.keeper.base, fragment, keep=keep):
-            assert self.member is not None
-            if not self.member.trainer and fragment == ALL_FRAGMENTS:
-                self.feed(rounds.TrainerUp())
+    async def _offer_all(self) -> None:
+        """Hand the trainer the whole base, beneath its local progress; with that it can begin. What of this progress is in the
+        base by now, and the trainer was not there to hear it, goes."""
+        assert self.member is not None
+        if not await self._offer(ALL_FRAGMENTS, keep=True):
+            return
+        while self._unheard and await self._offer(min(self._unheard), keep=False):
+            self._unheard.remove(min(self._unheard))
+        if not self.member.trainer:
+            self.feed(rounds.TrainerUp())
+
+    async def _offer(self, fragment: int, *, keep: bool) -> bool:
+        return self.supervisor is not None and await self.supervisor.offer(self.keeper.base, fragment, keep=keep)
 
     def _trainer_reports(self, report: Delta) -> None:
         member = self.member
@@ -365,7 +375,9 @@ class Session:
         async def run() -> None:
             event = await self.averaging.run(work, round)
             if isinstance(event, rounds.Committed):
-                await self._offer(round % self.keeper.base.layout.fragments, keep=False)
+                fragment = round % self.keeper.base.layout.fragments
+                if not await self._offer(fragment, keep=False):
+                    self._unheard.add(fragment)
                 self._over(round, "")
             self.feed(event)
 
@@ -414,7 +426,7 @@ class Session:
             self._look()
             return
         if reached != before:
-            await self._offer(ALL_FRAGMENTS, keep=True)
+            await self._offer_all()
         self.feed(rounds.BaseLoaded(reached))
 
     # What others see.

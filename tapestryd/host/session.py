@@ -100,6 +100,7 @@ class Session:
                 case Train():
                     if not self._based:
                         raise Trouble(Code.CHANNEL, "TRAIN came before the first BASE")
+                    self._save(at_once=False)  # not before: a round at hand may take a delta away
                     self._training = order
                     self._beat_s, self._beat_tokens = self._choices.clock(), self._totals.tokens
                 case Stop():
@@ -149,7 +150,7 @@ class Session:
         if every and (self._evaluated is None or abs(base.height - self._evaluated) >= every):
             self._evaluated = base.height
             self._evaluate(base.height)
-        self._save(at_once=False)
+        self._save(at_once=not base.keep)  # from an older one, what was committed would be learned twice
 
     def _evaluate(self, height: int) -> None:
         found = self._replica.evaluate(self._choices.evaluate.tokens)
@@ -173,7 +174,6 @@ class Session:
         self._channel.send(Delta(stop.round, stop.fragment, totals.new_steps, totals.new_tokens, totals.new_loss, norm))
         totals.new_steps = totals.new_tokens = 0
         totals.new_loss = 0.0
-        self._save(at_once=False)
 
     def _part(self, fragment: int) -> slice:
         if fragment == ALL_FRAGMENTS:

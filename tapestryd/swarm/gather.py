@@ -62,18 +62,25 @@ class Roll(Protocol):
 
 
 class Gathering:
-    """`silence`: whose parts never came, for the rosters that we lead."""
+    """`hold_s`: how long a call may wait here for its answer."""
 
-    def __init__(self, node: Node, run: str, min_peers: int, sign: Sign, verify: Verify, round_now: Callable[[], int], roll: Roll) -> None:
+    def __init__(
+        self, node: Node, run: str, min_peers: int, sign: Sign, verify: Verify, round_now: Callable[[], int], hold_s: float, roll: Roll
+    ) -> None:
         self._node = node
         self._run = run
         self._min_peers = min_peers
         self._sign = sign
         self._verify = verify
         self._round_now = round_now
+        self._hold_s = hold_s
         self._roll = roll
-        self.silence = Silence()
+        self._silence = Silence(round_now())
         self._parked: dict[tuple[int, str], _Parked] = {}
+
+    def lost(self, roster: Roster, failed: Sequence[str]) -> None:
+        """That round is lost. `failed`: reducers whose parts never came, or were lies."""
+        self._silence.lost(roster, failed, self._node.peer_id)
 
     async def serve(self) -> None:
         await self._node.serve("call", self._called)
@@ -85,7 +92,7 @@ class Gathering:
         if abs(head["round"] - self._round_now()) > 1:
             raise Refused(Reason.OTHER_ROUND, f"round {head['round']} is not now")
         self._roll.admit_caller(stream.peer, claim, head["round"])
-        self.silence.check(stream.peer, claim, head["round"])
+        self._silence.check(stream.peer, claim, head["round"])
         for key, other in list(self._parked.items()):  # one call a peer: nobody crowds out the others
             if other.callers.pop(stream.peer, None) is not None and not other.callers and not other.led:
                 self._close(key, {"refused": Reason.OTHER_ROUND.value, "detail": "called elsewhere since"})
@@ -96,8 +103,10 @@ class Gathering:
         parked.changed.set()
         await stream.send({"accepted": True})
         try:
-            answer = await asyncio.wait_for(asyncio.shield(parked.answer), 60)
+            answer = await asyncio.wait_for(asyncio.shield(parked.answer), self._hold_s)
         except TimeoutError:
+            if parked.callers.get(stream.peer) is claim:
+                del parked.callers[stream.peer]
             raise Refused(Reason.OTHER_ROUND, f"nobody gathers round {head['round']} here") from None
         await stream.send(answer)
 
@@ -105,7 +114,8 @@ class Gathering:
         if key not in self._parked:
             idle = [k for k, parked in self._parked.items() if not parked.led]
             if len(self._parked) >= _PARKED_ROUNDS:
-                self._close(min(idle), {"refused": Reason.OTHER_ROUND.value, "detail": "the round is over"})
+                fewest = min(idle, key=lambda k: (len(self._parked[k].callers), -k[0]))
+                self._close(fewest, {"refused": Reason.OTHER_ROUND.value, "detail": "the round is over"})
             self._parked[key] = _Parked()
         return self._parked[key]
 
@@ -185,7 +195,7 @@ class Gathering:
         try:
             return await self._call(leader, key, fragment, claim, closes)
         except Declined as declined:
-            if declined.reason is not Reason.SILENT or not claim.rate:
+            if declined.reason is not Reason.SILENT or not claim.rate or not self._silence.ours(key[0]):
                 raise
             log.info("round=%d %s; we reduce nothing", key[0], declined.detail)
             return await self._call(leader, key, fragment, replace(claim, rate=0), closes)

@@ -4,7 +4,7 @@ Streams of other members may come before our own roster does, so they wait here 
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from protocols.canonical import Signed, digest
@@ -56,6 +56,10 @@ class Meeting:
         if part not in self.blobs:
             self.blobs[part], self.made[part] = bytes(blob), made
         await self.note()
+
+    def fits(self, named: Sequence[str]) -> bool:
+        """Whether parts of these digests can be ours, too: of those that are here they are the same."""
+        return all(named[part] == made.body["digest"] for part, made in self.made.items())
 
     def digests(self) -> tuple[str, ...]:
         """Of all parts, which must be here."""

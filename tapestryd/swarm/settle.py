@@ -7,6 +7,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 
 from protocols.canonical import Sign, Signed, Verify, is_digest, take
 from protocols.refusal import Reason, Refused
@@ -16,6 +17,10 @@ from tapestryd.swarm.node import Node
 from tapestryd.swarm.streams import Gone, Stream
 
 log = logging.getLogger(__name__)
+
+_ASKED = 3
+"""Voters asked for missing parts at once."""
+_COMPARE_S = 60.0
 
 Compute = Callable[[list[bytes]], Awaitable[Vote]]
 """All parts in order → our vote on what they lead to. Raises Refused if they lead nowhere (coverage, non-finite)."""
@@ -58,11 +63,12 @@ class Settlement:
         parts = head["parts"]
         if len(parts) != len(meeting.roster.reducers) or not all(map(is_digest, parts)) or merkle(parts) != vote.root:
             raise Refused(Reason.BAD_DIGEST, "the parts do not have the root that is voted for")
-        held, *_ = meeting.ballots.setdefault(signed.peer, (signed, vote, tuple(parts)))
-        if equivocation(held, signed):
+        if signed.peer not in meeting.ballots:
+            meeting.ballots[signed.peer] = signed, vote, tuple(parts)
+            self._compare_with(meeting, signed.peer)
+            await meeting.note()
+        elif equivocation(held := meeting.ballots[signed.peer][0], signed):
             self._convict(meeting, held, signed)
-        self._compare_with(meeting, signed.peer)
-        await meeting.note()
         await stream.send({"counted": True})
 
     async def _asked(self, stream: Stream) -> None:
@@ -122,36 +128,51 @@ class Settlement:
                 return
 
     async def _repair(self, meeting: Meeting, by: float) -> None:
-        """Fetch missing parts from whoever voted for them: a vote says that all parts were here, and its reducer has signed each."""
-        count = len(meeting.slices)
+        """Fetch missing parts from whoever voted for them: a vote says that all parts were here, and its reducer has signed each.
+        A few are asked side by side, each for half of the time that is left at most: nobody holds us up."""
+        count, now = len(meeting.slices), asyncio.get_running_loop().time
         asked: set[str] = set()
+        asking: dict[str, asyncio.Task[None]] = {}
 
         def voters() -> list[str]:
             """Whom we have not asked, of those that do not gainsay what we hold; first who voted as most did."""
             named = Counter(ballot[2] for ballot in meeting.ballots.values())
-            held = {part: made.body["digest"] for part, made in meeting.made.items()}
-            agree = [
-                peer
-                for peer, ballot in meeting.ballots.items()
-                if peer not in asked and all(ballot[2][part] == here for part, here in held.items())
-            ]
-            return sorted(agree, key=lambda peer: -named[meeting.ballots[peer][2]])
+            fitting = [peer for peer in meeting.ballots if peer not in asked and meeting.fits(meeting.ballots[peer][2])]
+            return sorted(fitting, key=lambda peer: -named[meeting.ballots[peer][2]])
 
-        while len(meeting.blobs) < count:
-            if not await meeting.wait(lambda: len(meeting.blobs) == count or bool(voters()), by):
-                raise Unsettled("missing_part")
-            for peer in voters():
-                asked.add(peer)
-                await self._fetch(meeting, peer, meeting.ballots[peer][2])
+        async def ask(peer: str) -> None:
+            try:
+                async with asyncio.timeout_at((now() + by) / 2):
+                    await self._fetch(meeting, peer, meeting.ballots[peer][2])
+            except TimeoutError:
+                log.info("repair from %s takes too long", peer[-6:])
+            finally:
+                del asking[peer]
+            await meeting.note()
+
+        try:
+            while len(meeting.blobs) < count:
+                for peer in voters()[: _ASKED - len(asking)]:
+                    asked.add(peer)
+                    asking[peer] = asyncio.create_task(ask(peer))
+                if not await meeting.wait(lambda: len(meeting.blobs) == count or (len(asking) < _ASKED and bool(voters())), by):
+                    raise Unsettled("missing_part")
+        finally:
+            for task in asking.values():
+                task.cancel()
 
     async def _fetch(self, meeting: Meeting, peer: str, named: tuple[str, ...]) -> None:
-        for part in set(range(len(named))) - set(meeting.blobs):
+        for part in range(len(named)):
+            if part in meeting.blobs:
+                continue
+            if not meeting.fits(named):
+                return
             try:
                 blob, made = await self._part(meeting, peer, part)
                 if made.body["digest"] != named[part]:
                     raise Refused(Reason.BAD_DIGEST, f"part {part} is not what {peer[-6:]} voted for")
                 await meeting.take(part, blob, made)
-                meeting.repaired[part] = peer
+                meeting.repaired.setdefault(part, peer)
             except Gone as gone:
                 log.info("repair of part %d from %s: %s", part, peer[-6:], gone)
                 return
@@ -176,6 +197,11 @@ class Settlement:
             task.add_done_callback(self._comparing.discard)
 
     async def _compare(self, meeting: Meeting, peer: str) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_COMPARE_S):
+                await self._compare_parts(meeting, peer)
+
+    async def _compare_parts(self, meeting: Meeting, peer: str) -> None:
         for part, (ours, theirs) in enumerate(zip(meeting.digests(), meeting.ballots[peer][2], strict=True)):
             if theirs == ours or meeting.roster.reducers[part] in meeting.convicted:
                 continue

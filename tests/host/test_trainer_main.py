@@ -126,13 +126,33 @@ def test_local_progress_survives_a_restart(home: Home, daemons: list[Daemon]) ->
 def test_checkpoints_are_written_no_oftener_than_asked(tmp_path: Path, daemons: list[Daemon]) -> None:
     home = Home(tmp_path, every="1h")
     daemon = ready(home, daemons)
-    daemon.base()
+    daemon.base(keep=True)
     daemon.send(Stop(0, 0))
     daemon.next(Delta)
     assert not home.saved.exists()
     daemon.socket.close()
     assert daemon.end() == 0
     assert home.saved.exists()
+
+
+def test_what_was_committed_is_not_learned_again_after_a_crash(tmp_path: Path, daemons: list[Daemon]) -> None:
+    """However seldom checkpoints are wanted: there is one behind each commit."""
+    home = Home(tmp_path, every="1h")
+    daemon = ready(home, daemons)
+    daemon.base(keep=True)
+    daemon.send(Train(0, 0))
+    daemon.next(Beat)
+    daemon.send(Stop(0, ALL_FRAGMENTS))
+    assert daemon.next(Delta).norm > 0
+    daemon.base(1)
+    daemon.send(Stop(1, ALL_FRAGMENTS))
+    assert daemon.next(Delta).norm == 0
+    daemon.socket.send(b"no order")
+    assert daemon.end() != 0
+    again = ready(home, daemons)
+    again.base(1, keep=True)
+    again.send(Stop(2, ALL_FRAGMENTS))
+    assert again.next(Delta).norm == 0
 
 
 def test_a_daemon_that_is_gone_is_noticed_while_training(home: Home, daemons: list[Daemon]) -> None:

@@ -4,6 +4,7 @@ see is bounded by what was claimed."""
 import asyncio
 import math
 import struct
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,11 @@ import numpy as np
 import pytest
 
 from protocols.canonical import loads
-from protocols.grouping import BITMAP_BYTES
+from protocols.grouping import BITMAP_BYTES, Roster
 from protocols.rounds import Failed
 from protocols.settling import quorum
 from tapestryd.swarm import silence
+from tests.hostile.liar import read
 from tests.hostile.world import Turn, World, fought, idle
 from tests.people import RATE
 from tests.swarm.rooms import go, until
@@ -68,11 +70,13 @@ LIES = [
     Lie("the integer -128", lambda part: part[:-1] + b"\x80", "malformed", "malformed"),
     Lie("of nobody's offers", bits(0), "malformed", "malformed"),
     Lie("of strangers' offers", bits(1 << 200), "malformed", "malformed"),
-    Lie("a byte short", lambda part: part[:-1], "missing_part", "malformed"),  # the last: nobody has it reduce after that
+    Lie("a byte short", lambda part: part[:-1], "missing_part", "malformed"),
 ]
 
 
-def test_a_reducer_that_lies(tmp_path: Path) -> None:
+def test_a_reducer_that_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(silence, "FIRST_ROUNDS", 0)  # or nobody would have it reduce after the first lie that is seen
+
     async def work(here: World) -> None:
         for lie in LIES:
             turn = here.next()
@@ -118,6 +122,33 @@ def test_a_part_that_one_honest_member_got_is_everybodys(tmp_path: Path) -> None
         assert here.liar.peer in here.last().roster.reducers
 
     go(fought(tmp_path, 3, work, average_ms=6000))
+
+
+def test_a_vote_said_again_and_again_is_looked_into_once(tmp_path: Path) -> None:
+    """For parts that nobody else has: whoever voted otherwise asks for one of them, and not once for each time that it hears it."""
+
+    async def work(here: World) -> None:
+        turn, rosters, asked = here.next(), list[Roster](), Counter[str]()
+
+        async def votes_later() -> None:
+            offer = here.offer(turn)
+            rosters.append(await here.joins(turn, here.liar.claim(offer)))
+            await here.brings(rosters[0], offer)
+
+        async def counts(peer: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            asked[peer] += 1
+            await read(reader)
+
+        here.agreed(await here.play(turn, votes_later()))
+        here.liar.answer("part", counts)
+        vote = here.liar.vote(rosters[0], [f"{part:064x}" for part in range(3)], height=1, weight=4)
+        for _ in range(20):
+            for peer in here.honest:
+                await here.liar.ask(peer.node.peer_id, "vote", vote)
+        await asyncio.sleep(0.5)
+        assert asked == {peer.node.peer_id: 1 for peer in here.honest}
+
+    go(fought(tmp_path, 3, work))
 
 
 async def sends(here: World, turn: Turn) -> None:

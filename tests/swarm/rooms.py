@@ -119,7 +119,7 @@ class Peer:
         sizes = Sizes(lambda n: offer_bytes(rules, n), lambda n: part_bytes(rules, n))
         self.gathering = Gathering(
             node, rules.run_id, rules.averaging.min_peers, person.sign, verify,
-            lambda: rules.schedule.round_at(clock()), self.roll,
+            lambda: rules.schedule.round_at(clock()), rules.schedule.average_ms / 1000, self.roll,
         )  # fmt: skip
         self.reduction = Reduction(node, self.meetings, sizes, person.sign, verify)
         self.settlement = Settlement(node, self.meetings, sizes, person.sign, verify, store.keep_proof, rules.members)

@@ -204,6 +204,25 @@ def test_calls_of_other_rounds_are_refused(tmp_path: Path) -> None:
     go(work)
 
 
+def test_a_caller_that_got_no_answer_is_in_no_roster(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with peers(tmp_path, 2, average_ms=30_000) as found:
+            leader, ghost = by_lead(found)
+            leader.gathering._hold_s = 0.2
+            before = leader.keeper.base.tip
+            assert before is not None
+            stream = await ghost.node.open(leader.node.peer_id, "call")
+            await stream.send({"round": 0, "before": before.base, "claim": BLANK.to_body()})
+            await stream.answer()
+            with pytest.raises(Refused, match="nobody gathers"):
+                await stream.answer()
+            stream.close()
+            leader.begin([])
+            assert await leader.averaging.run(leader.averaging.gather(RATE, None), 0) == Failed(0, "no_roster")
+
+    go(work)
+
+
 # Reducing.
 
 
@@ -234,6 +253,31 @@ def test_one_whose_stream_to_a_reducer_fails_repairs_from_voters(tmp_path: Path)
             owed = cut.averaging._residual[here]
             start, stop = cut.averaging._last.exchange.slices[entry.roster.reducers.index(reducer.node.peer_id)]  # type: ignore[union-attr]
             assert torch.equal(owed[start:stop], cut.averaging._last.offer.owed[start:stop])  # type: ignore[union-attr]
+
+    go(work)
+
+
+@pytest.mark.parametrize("others_have_it", [True, False], ids=["another has it", "nobody else has it"])
+def test_a_voter_that_stalls_holds_up_no_repair(tmp_path: Path, others_have_it: bool) -> None:
+    """A reducer gives its part to one peer or none, votes, and when it is asked for the part says nothing more."""
+
+    async def work() -> None:
+        async with peers(tmp_path, 4, average_ms=9000) as found:
+            reducer, *here = by_lead(found)
+
+            async def stalls(stream: Stream) -> None:
+                await asyncio.Event().wait()
+
+            await reducer.node._libp2p.p2p.remove_binary_stream_handler(f"/{reducer.node._prefix}/part")
+            await reducer.node.serve("part", stalls)
+            for peer in here[others_have_it:]:
+                cut_off(peer, "reduce", toward=reducer.node.peer_id)
+            events = await together([*here, reducer])
+            if others_have_it:
+                agreed(found, events)
+            else:
+                assert events[:3] == [Failed(0, "missing_part")] * 3
+                assert all(peer.gathering._silence._doubts.times(reducer.node.peer_id) == 1 for peer in here)
 
     go(work)
 
@@ -523,5 +567,31 @@ def test_a_poisoned_part_from_a_voter_is_refused(tmp_path: Path) -> None:
             events = await asyncio.gather(*(peer.averaging.run(peer.averaging.commit(), 0) for peer in (victim, *rest)))
             agreed([victim, *rest], events)
             assert meeting.blobs[2] == good  # type: ignore[union-attr]
+
+    go(work)
+
+
+def test_what_the_others_committed_is_owed_no_more_also_behind_another_lost_round(tmp_path: Path) -> None:
+    """One's offers are out when it gives the round up; a second round comes to nothing; then it replays the first."""
+
+    async def work() -> None:
+        async with peers(tmp_path, 4, average_ms=9000) as found:
+            gone, *here = found
+
+            async def gives_up() -> None:
+                gone.begin(others(gone, found))
+                event = await gone.averaging.run(gone.averaging.gather(RATE, None), 0)
+                assert isinstance(event, Rostered)
+                await gone.averaging.run(gone.averaging.reduce(event.roster), 0)
+                gone.averaging.drop()
+
+            *events, _ = await asyncio.gather(*(peer.round(others(peer, found)) for peer in here), gives_up())
+            agreed(here, events)
+            entry, parts = here[0].keeper.store.load_entry(1, verify)  # type: ignore[misc]
+            gone.begin([], 1)
+            gone.averaging.drop()
+            offer = gone.averaging._last.offer  # type: ignore[union-attr]
+            gone.averaging.followed(entry, parts)
+            assert torch.equal(gone.averaging._residual[gone.keeper.base.slice(0)], -offer.sent)  # type: ignore[union-attr]
 
     go(work)

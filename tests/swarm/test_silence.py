@@ -1,13 +1,19 @@
-"""For how long a reducer whose parts never came reduces nothing."""
+"""For how long a reducer that failed us reduces nothing, and which leader may say so of ourselves."""
 
 import pytest
 
 from protocols.grouping import CELLS, Claim
 from protocols.refusal import Reason, Refused
 from tapestryd.swarm.silence import FIRST_ROUNDS, LONGEST_ROUNDS, Silence
+from tests.lineages import PEOPLE
+from tests.people import roster
 
-REDUCERS = ["A", "B", "C", "D"]
+A, B, C, D = (person.peer for person in PEOPLE[:4])
 REDUCES, SENDS = Claim.of(1, 1, [0.0] * CELLS), Claim.of(1, 0, [0.0] * CELLS)
+
+
+def lost(silence: Silence, round: int, *failed: str, me: str = A) -> None:
+    silence.lost(roster(PEOPLE[:4], round=round), failed, me)
 
 
 def rounds(silence: Silence, peer: str, after: int) -> int:
@@ -23,29 +29,40 @@ def rounds(silence: Silence, peer: str, after: int) -> int:
 
 
 def test_each_time_for_twice_as_long() -> None:
-    silence, now, found = Silence(), 5, []
+    silence, now, found = Silence(0), 5, []
     for _ in range(8):
-        silence.note(now, REDUCERS, ["B"])
+        lost(silence, now, B)
         with pytest.raises(Refused) as refused:
-            silence.check("B", REDUCES, now + 1)
+            silence.check(B, REDUCES, now + 1)
         assert refused.value.reason is Reason.SILENT
-        found.append(rounds(silence, "B", now))
+        found.append(rounds(silence, B, now))
         now += found[-1] + 1
     assert found == [8, 16, 32, 64, 128, 256, 512, 512]
-    assert rounds(silence, "A", now) == 0
+    assert rounds(silence, C, now) == 0
 
 
 def test_forgotten_when_as_many_rounds_have_passed_as_the_longest_lasts() -> None:
     for more, expected in ((-1, 2 * FIRST_ROUNDS), (0, FIRST_ROUNDS)):
-        silence = Silence()
-        silence.note(0, REDUCERS, ["B"])
+        silence = Silence(0)
+        lost(silence, 0, B)
         now = FIRST_ROUNDS + LONGEST_ROUNDS + more
-        silence.note(now, REDUCERS, ["B"])
-        assert rounds(silence, "B", now) == expected
+        lost(silence, now, B)
+        assert rounds(silence, B, now) == expected
 
 
-@pytest.mark.parametrize(("silent", "noted"), [(["B"], True), (["B", "C"], True), (["B", "C", "D"], False)])
-def test_more_than_half_are_not_to_blame(silent: list[str], noted: bool) -> None:
-    silence = Silence()
-    silence.note(0, REDUCERS, silent)
-    assert [bool(rounds(silence, peer, 0)) for peer in silent] == [noted] * len(silent)
+@pytest.mark.parametrize(("failed", "noted"), [([B], True), ([B, C], True), ([B, C, D], False)])
+def test_more_than_half_are_not_to_blame(failed: list[str], noted: bool) -> None:
+    silence = Silence(0)
+    lost(silence, 0, *failed)
+    assert [bool(rounds(silence, peer, 0)) for peer in failed] == [noted] * len(failed)
+
+
+def test_a_leader_is_believed_only_behind_a_round_that_we_reduced_in_and_lost() -> None:
+    silence = Silence(100)
+    assert silence.ours(101 + LONGEST_ROUNDS - 1)  # before we began to look, anything may have been
+    assert not silence.ours(101 + LONGEST_ROUNDS)
+    lost(silence, 1000, me=PEOPLE[5].peer)
+    assert not silence.ours(1001)
+    lost(silence, 1000)
+    assert silence.ours(1001)
+    assert not silence.ours(1001 + LONGEST_ROUNDS)
