@@ -101,12 +101,11 @@ def test_messages_bent_at_random(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             head = dumps(true[verb])
             raw = BENT[seed % len(BENT)](random.Random(f"{verb} {seed}"), head)
             async with doors:
-                reader, writer = await here.liar.open(target.node.peer_id, verb)
                 try:
-                    writer.write(framed(raw))
-                    said = loads((await read(reader))[0], 9999)
-                finally:
-                    writer.close()
+                    answer = await here.liar.ask(target.node.peer_id, verb, raw)
+                except EOFError:  # now and then libp2p loses one stream of many that are opened at once
+                    answer = await here.liar.ask(target.node.peer_id, verb, raw)
+            said = loads(answer[0], 9999)
             assert said.get("refused") in reasons or (verb, said) == ("call", {"accepted": True}), (verb, seed, raw[:99], said)
 
         await asyncio.gather(*(bend(verb, seed) for verb, seeds in SEEDS.items() for seed in range(seeds)))
