@@ -5,7 +5,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -180,17 +180,15 @@ class Neighbours:
     def _doubted(self, peer: str) -> bool:
         return self._node.door.wary(peer) or self._doubts.holds(peer, time.monotonic())
 
-    def doubt(self, tip: Tip) -> None:
-        """It was committed, but nobody could bring us there."""
-        for peer, known in self._known.items():
-            if known.presence.tip == tip:
-                self._doubts.add(peer, time.monotonic())
+    def doubt(self, donors: Sequence[str]) -> None:
+        """The tip that they announced was committed, but they could not bring us there; whatever they announce by now."""
+        for peer in donors:
+            self._doubts.add(peer, time.monotonic())
 
-    def trust(self, tip: Tip) -> None:
-        """We got there."""
-        for peer, known in self._known.items():
-            if known.presence.tip == tip:
-                self._doubts.clear(peer)
+    def trust(self, donors: Sequence[str]) -> None:
+        """They did."""
+        for peer in donors:
+            self._doubts.clear(peer)
 
     def seen(self) -> tuple[Seen, ...]:
         """All who are there. Only a tip whose certificate has been seen is passed on."""

@@ -412,9 +412,9 @@ class Session:
             if self._disk_low():
                 raise DiskFull(f"{self.store.path}: less free disk than storage.min_free; make room and it goes on")
             await self.keeper.catch_up(tip, donors)
-            self.neighbours.trust(tip)
+            self.neighbours.trust(donors)
         except (Gone, Refused) as error:
-            self.neighbours.doubt(tip)
+            self.neighbours.doubt(donors)
             trouble, why = "no_donor", f"no_donor: {error}"
         except DiskFull as full:
             log.error("catch-up to height %d: %s", tip.height, full)

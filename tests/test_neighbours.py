@@ -160,6 +160,43 @@ def test_a_shown_tip_moves_the_member_at_once_and_is_not_fetched_again(tmp_path:
     go(work)
 
 
+def test_a_new_certified_tip_each_time_does_not_clear_who_brings_nobody_there(tmp_path: Path) -> None:
+    """Made up with invented peers; before an attempt ends it announces the next one. And an attempt that gets there clears it."""
+    line = grown(3)
+
+    async def work() -> None:
+        liar = Shelf()
+        false = line.fork()
+        async with watched(tmp_path, line, [liar]) as (watcher, (bad,)):
+
+            async def announced() -> Tip:
+                """One more, of which the liar shows the certificate only."""
+                entry = false.grow(PEOPLE[:5], seed=9)
+                liar.entries = {entry.vote.height: entry.head()}
+                await asyncio.sleep(0.002)  # presences of one millisecond are one
+                await announce(bad, PEOPLE[1], line.rules.run_id, entry.tip)
+
+                async def heard() -> bool:
+                    await watcher.neighbours.refresh()
+                    return any(known.presence.tip == entry.tip for known in watcher.neighbours._known.values())
+
+                await until(heard)
+                watcher.neighbours.scout(line.base.tip)
+                await until(watcher.nothing_asked)
+                return entry.tip
+
+            first = await announced()
+            assert [seen.tip for seen in watcher.neighbours.seen()] == [first]
+            second = await announced()
+            assert [seen.tip for seen in watcher.neighbours.seen()] == [second]
+            watcher.neighbours.doubt([bad.peer_id])
+            assert [seen.tip for seen in watcher.neighbours.seen()] == [None]
+            watcher.neighbours.trust([bad.peer_id])
+            assert [seen.tip for seen in watcher.neighbours.seen()] == [second]
+
+    go(work)
+
+
 def test_who_does_not_answer_hides_nobody_who_does(tmp_path: Path) -> None:
     """Many say the same true tip and let us wait for its certificate; whoever shows it is heard all the same."""
     line = grown(2)

@@ -347,9 +347,6 @@ class Peer:
     def doubted(self, peer: str) -> bool:
         return peer in self.doubts and self.world.now < self.doubts[peer][1]
 
-    def announcing(self, tip: Tip) -> list[str]:
-        return [peer for peer, (record, _) in self.known.items() if record.tip == tip]
-
     def on_base(self, tip: Tip) -> tuple[str, ...]:
         return tuple(peer for peer, (record, _) in self.known.items() if record.active and record.tip == tip)
 
@@ -831,7 +828,7 @@ class Peer:
     def caught_up(self, target: Tip, donors: tuple[str, ...]) -> Generator[Question, Any, None]:
         before = self.tip
         good = yield from self.catch_up(target, donors)
-        for peer in self.announcing(target):
+        for peer in donors:
             if good:
                 self.doubts.pop(peer, None)
             else:
