@@ -4,6 +4,7 @@ The decisions are in protocols/membership.py; here is what they need to remember
 """
 
 import logging
+from contextlib import suppress
 from pathlib import Path
 
 from protocols import limits
@@ -26,6 +27,8 @@ class Roll:
         self.own: Delegation | None = None
         self.trouble = ""
         self.epochs: Epochs = store.load_epochs()
+        self._kept = self.epochs
+        """As they are on disk."""
         self._rules = rules
         self._run = rules.run_id
         self._store = store
@@ -60,12 +63,20 @@ class Roll:
         if epochs is not self.epochs:
             self.epochs = epochs
             try:
-                self._store.keep_epochs(epochs)
-            except DiskFull as full:  # it holds until we end, and presences tell it again
+                self._keep()
+            except DiskFull as full:  # it holds until we end, and is tried again
                 log.warning("%s", full)
 
+    def _keep(self) -> None:
+        self._store.keep_epochs(self.epochs)
+        self._kept = self.epochs
+
     def look(self, at_ms: int) -> None:
-        """Read our own delegation anew, for its file may have been replaced; it has to hold at `at_ms`."""
+        """Read our own delegation anew, for its file may have been replaced; it has to hold at `at_ms`. Epochs that found the
+        disk full are written now, if they can be."""
+        if self._kept is not self.epochs:
+            with suppress(DiskFull):
+                self._keep()
         own = None if not self._rules.members else self._look()
         trouble = own if isinstance(own, str) else ""
         self.own = own if isinstance(own, Delegation) else None

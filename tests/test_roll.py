@@ -135,7 +135,12 @@ def test_a_full_disk_forgets_nothing_while_we_run(tmp_path: Path, monkeypatch: p
     with pytest.raises(DiskFull):
         write(tmp_path / "x", b"x")
     here.admit(BO.peer, given(NORTH, BO, epoch=7)[0], NOW)
+    here.look(NOW)
     assert here.epochs == Epochs({NORTH.peer: 7})
+    assert roll(tmp_path).epochs == Epochs()
+    monkeypatch.undo()
+    here.look(NOW)
+    assert roll(tmp_path).epochs == Epochs({NORTH.peer: 7})
 
 
 def test_neighbours_are_those_whom_a_member_sent(tmp_path: Path) -> None:
