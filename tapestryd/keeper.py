@@ -36,12 +36,12 @@ _STOP_S = 10.0
 
 
 class Keeper:
-    """`on_replay(entry, parts)` is told of every entry that was not committed here, `on_replace` of a snapshot
-    that took the base's place."""
+    """`on_replay(entry, parts)` is told of every entry of others that went on from our base, `on_replace(entries)` of those that
+    came with another base in its place: what the better branch holds since it parted, or what proves a snapshot."""
 
     def __init__(
         self, rules: RunRules, layout: Layout, store: RunStore, fetcher: Fetcher, verify: Verify, snapshot_every: int, keep_snapshots: int,
-        on_replay: Callable[[Entry, list[bytes]], None], on_replace: Callable[[], None],
+        on_replay: Callable[[Entry, list[bytes]], None], on_replace: Callable[[Sequence[Entry]], None],
     ) -> None:  # fmt: skip
         self.rules = rules
         self.store = store
@@ -192,7 +192,7 @@ class Keeper:
         await asyncio.to_thread(self.store.take_over, taken, beyond=common)
         async with self._moving:
             self.base, self.round = aside, last_round
-        self._on_replace()
+        self._on_replace([entry for entry, _ in taken])
         return True
 
     def _compare(self, ours: Entry, theirs: Entry) -> None:
@@ -249,7 +249,7 @@ class Keeper:
             async with self._moving:
                 await asyncio.to_thread(self.base.replace, snapshot, both, pairs)
                 self.round = proof[0].vote.round if proof else -1
-            self._on_replace()
+            self._on_replace([proof[0]] if proof else [])
             return
         raise Gone(f"no snapshot: {why}")
 

@@ -389,7 +389,10 @@ class Session:
         self.history.replayed(entry)
         self.averaging.followed(entry, parts)
 
-    def _replaced(self) -> None:
+    def _replaced(self, entries: Sequence[Entry]) -> None:
+        assert self.roll is not None
+        for entry in entries:
+            self.roll.heard(entry.roster)
         self.averaging.forget()
 
     def _over(self, number: int, reason: str) -> None:

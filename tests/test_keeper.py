@@ -75,11 +75,12 @@ def begin(line: Line, path: Path, *, genesis: bool = True) -> RunStore:
 
 
 def keeper(line: Line, store: RunStore, donors: Donors | None = None, *, every: int = 100, told: list[Entry] | None = None) -> Keeper:
+    """`told`: what it told of entries that were not committed here."""
     heard = told if told is not None else []
     node: Any = donors or Donors()
     fetcher = Fetcher(node, line.rules.run_id, verify)
     fetcher.agreed, fetcher.entry_bytes = line.rules, 1 << 20
-    return Keeper(line.rules, line.base.layout, store, fetcher, verify, every, 3, lambda entry, _: heard.append(entry), lambda: None)
+    return Keeper(line.rules, line.base.layout, store, fetcher, verify, every, 3, lambda entry, _: heard.append(entry), heard.extend)
 
 
 def same(kept: Keeper, line: Line) -> bool:
@@ -463,10 +464,12 @@ def test_the_heavier_branch_takes_over_and_ours_is_kept_aside(tmp_path: Path, by
         donors.snapshots["ann"] = theirs.snapshot()
         if by == "snapshot":  # of the newest entry only is there more than its certificate
             donors.entries["ann"] = range(5, 6)
-        live = keeper(ours, store, donors)
+        told: list[Entry] = []
+        live = keeper(ours, store, donors, told=told)
         assert await live.open() == ours.base.tip
         assert await live.catch_up(theirs.base.tip, ["ann"]) == theirs.base.tip  # type: ignore[arg-type]
         assert same(live, theirs)
+        assert told == [entry for entry, _ in theirs.entries[2 if by == "entries" else 4 :]]
         assert any(verb == "piece" for _, verb, _ in donors.asked) == (by == "snapshot")
         aside = tmp_path / "superseded-0" / "log"
         first = 3 if by == "entries" else 1

@@ -125,7 +125,7 @@ class Peer:
         self.settlement = Settlement(node, self.meetings, sizes, person.sign, verify, store.keep_proof, rules.members)
         fetcher = Fetcher(node, rules.run_id, verify)
         fetcher.agreed = rules
-        self.keeper = Keeper(rules, rules.layout(), store, fetcher, verify, 100, 3, lambda *_: None, lambda: None)
+        self.keeper = Keeper(rules, rules.layout(), store, fetcher, verify, 100, 3, lambda *_: None, lambda _: None)
         self.averaging = Averaging(rules, self.keeper, node, self.gathering, self.reduction, self.settlement, clock)
 
     async def serve(self) -> None:

@@ -69,7 +69,7 @@ class Kept(RunStore):
 def keeper(node: Node, line: Line, folder: Path) -> Keeper:
     store = RunStore(folder, line.rules.run_id)
     store.keep_rules(line.rules, b"")
-    return Keeper(line.rules, line.base.layout, store, fetcher(node, line.rules), verify, 1000, 3, lambda *_: None, lambda: None)
+    return Keeper(line.rules, line.base.layout, store, fetcher(node, line.rules), verify, 1000, 3, lambda *_: None, lambda _: None)
 
 
 def tip(line: Line) -> Tip:

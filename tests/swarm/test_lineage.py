@@ -514,7 +514,7 @@ def test_a_joiner_catches_up_from_real_donors(tmp_path: Path) -> None:
                 made = await fetch.rules([shown.peer_id])
                 own = RunStore(tmp_path / f"joiner{number}", made.run_id)
                 own.keep_rules(made, b"")
-                kept = Keeper(made, made.layout(), own, fetch, verify, 100, 3, lambda *_: None, lambda: None)
+                kept = Keeper(made, made.layout(), own, fetch, verify, 100, 3, lambda *_: None, lambda _: None)
                 assert await kept.open() is None
                 assert await kept.catch_up(line.base.tip, [shown.peer_id]) == line.base.tip  # type: ignore[arg-type]
                 await Donor(node, own).serve()
