@@ -1,6 +1,6 @@
 """Who leads a roster, who is in it, and who reduces what. Pure: the calls themselves are in tapestryd/swarm/gather.py.
 
-A leader serves for one round only, and two leaders at once do no harm: a roster is a proposal, and only a majority
+A leader serves for one round only, and two leaders at once do no harm: a roster is a proposal, and only a quorum
 of votes commits. The order is a hash of run, round and peer, so the part rotates and nobody can choose to have it.
 """
 

@@ -109,7 +109,7 @@ class Reduced:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """A majority voted for the result that we hold."""
+    """A quorum voted for the result that we hold."""
 
     round: int
 

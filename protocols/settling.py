@@ -103,7 +103,7 @@ def coverage_ppm(sizes: Sequence[int], contributors: Sequence[int], members: int
 
 
 def winner(votes: Sequence[Vote], members: int, present: int) -> Vote | None:
-    """The result that a majority voted for, of the roster and of the `present` peers that we saw live on this base at the
+    """The result that a quorum voted for, of the roster and of the `present` peers that we saw live on this base at the
     boundary: two leaders can make two rosters, but not two majorities of the same crowd. One vote a member is given."""
     for candidate in set(votes):
         if votes.count(candidate) >= max(quorum(members), quorum(present)):

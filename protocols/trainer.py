@@ -7,11 +7,11 @@ Each side copies out of shared memory into its own before it validates: a mappin
 
     daemon                                trainer
     HELLO abi n fragments layout_digest →
-                                        ← READY abi n threads device dtype
+                                        ← READY abi n device precision optimizer
     BASE height fragment keep (params)  →          adopt; evaluate the Shared Base on held-out text
                                         ← EVALUATED height loss tokens
     TRAIN round height                  →          local steps until STOP
-                                        ← BEAT steps tokens loss rate        (about twice a second)
+                                        ← BEAT steps tokens loss rate memory (about twice a second)
     STOP round fragment                 →
                                         ← DELTA round fragment steps tokens loss norm (delta)
     QUIT                                →          checkpoint and exit

@@ -1,6 +1,6 @@
 """The Shared Base in memory: theta and the outer velocity, their digests, and how far the lineage has come.
 
-Only `put` writes it, and only a commit, a replay or a load calls `put`; everything before works on copies.
+Only `put` and `replace` write it: a commit and a replay call the one, a loaded snapshot the other; everything before works on copies.
 Caller's duty: `next` and `load` are heavy (arithmetic and SHA-256 over the fragment): call them off the event loop.
 """
 

@@ -31,7 +31,7 @@ KeepProof = Callable[[Signed, Signed], None]
 
 
 class Unsettled(Exception):
-    """No majority for a result that we hold. Carries the reason word."""
+    """No quorum for a result that we hold. Carries the reason word."""
 
 
 class Settlement:
