@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from tapestryd import keeper as keeper_module
 from tapestryd.base import describe
 from tapestryd.errors import DiskFull
 from tapestryd.exchange import assemble
+from tapestryd.host import files as files_module
 from tapestryd.host import store as store_module
 from tapestryd.host.store import RunStore
 from tapestryd.keeper import Keeper
@@ -541,6 +543,61 @@ def test_a_disk_that_stays_full_costs_nothing_however_often_we_try(tmp_path: Pat
         assert await live.catch_up(theirs.base.tip, ["ann"]) == theirs.base.tip  # type: ignore[arg-type]
         assert same(live, theirs)
         assert sum(verb == "piece" for _, verb, _ in donors.asked) == (by == "snapshot")  # nor is a piece fetched twice
+
+    go(work)
+
+
+class _Killed(BaseException):
+    """Nothing is caught, and nothing is cleared away."""
+
+
+@pytest.mark.parametrize("by", ["entries", "snapshot"])
+def test_killed_at_any_move_the_start_has_a_lineage_or_nothing_and_goes_on(tmp_path: Path, by: str) -> None:
+    ours, theirs = _branches()
+
+    def left_by(folder: Path, moves: int) -> bool:
+        """What lies there if we are killed after so many renames; False: all of them were done before."""
+        store = begin(ours, folder)
+        for whole in ours.entries:
+            store.write_entry(*_flat(whole))  # type: ignore[arg-type]
+        made, data = theirs.snapshot()
+        (folder / f"{made.tip.base}.part").write_bytes(data)
+        move_all = files_module.move_all
+
+        def killed(all_of_them: list[tuple[Path, Path]]) -> None:
+            move_all(all_of_them[:moves])
+            if moves < len(all_of_them):
+                raise _Killed
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(store_module, "move_all", killed)
+            patch.setattr(store_module.shutil, "rmtree", lambda *_, **__: None)
+            with suppress(_Killed):
+                if by == "entries":
+                    store.take_over(theirs.entries[2:], beyond=2)
+                else:
+                    store.take_over(theirs.entries[-1:], made)
+                return False
+        return True
+
+    async def work() -> None:
+        lineages = {entry.tip for line in (ours, theirs) for entry, _ in line.entries} | {Tip(0, 0, ours.rules.model.genesis)}
+        for moves in range(100):
+            folder = tmp_path / str(moves)
+            if not left_by(folder, moves):
+                break
+            donors = Donors(ann=theirs)
+            donors.snapshots["ann"] = theirs.snapshot()
+            live = keeper(ours, RunStore(folder, ours.rules.run_id), donors)
+            tip = await live.open()
+            assert tip in lineages or (by == "snapshot" and tip is None)
+            await live.catch_up(theirs.base.tip, ["ann"])  # type: ignore[arg-type]
+            assert same(live, theirs)
+            assert not any(verb == "piece" for _, verb, _ in donors.asked)  # what was downloaded is still there
+            again = keeper(ours, RunStore(folder, ours.rules.run_id))
+            await again.open()
+            assert same(again, theirs)
+        assert moves == (5 if by == "entries" else 9)
 
     go(work)
 

@@ -355,7 +355,7 @@ class RunStore:
                 abandoned.unlink()
 
     def _stage(self, entries: Sequence[tuple[Entry, list[bytes]]], snapshot: Snapshot | None, part: Path | None) -> list[Move]:
-        """What comes, written and synced, and where it goes. A manifest is last: what it names is there before it."""
+        """What comes, written and synced, and where it goes. The snapshot's file is last: until then it is a download, whole."""
         moves = []
         with saying_disk_full(self._incoming):
             self._incoming.mkdir(exist_ok=True)
@@ -368,7 +368,7 @@ class RunStore:
         if snapshot and part:
             place = self._manifest(snapshot.tip.height)
             write(self._incoming / place.name, snapshot.to_bytes())
-            moves += [(part, self.snapshot_file(snapshot)), (self._incoming / place.name, place)]
+            moves += [(self._incoming / place.name, place), (part, self.snapshot_file(snapshot))]
         return moves
 
     def _leaving(self, beyond: int, aside: Path) -> list[Move]:
