@@ -106,11 +106,11 @@ class Settlement:
             won = result()
             if won is None:
                 raise Unsettled("no_majority")
-            if won != vote:
-                raise Unsettled("outvoted")
-            # A moment's grace for the pushes: the others need our vote as we needed theirs.
+            # A moment's grace for the pushes: the others need our vote as we needed theirs, if only to see who told us otherwise.
             grace = max(0.0, min(1.0, by - asyncio.get_running_loop().time()))
             await asyncio.wait(pushes, timeout=grace) if pushes else None
+            if won != vote:
+                raise Unsettled("outvoted")
         finally:
             for push in pushes:
                 push.cancel()

@@ -79,7 +79,7 @@ async def training(handle: Handle) -> None:
     """READY, genesis as the base, and under way."""
     await following(handle, Ready)
     handle.trainer.params[:] = genesis().numpy()
-    handle.trainer.send(Base(0, ALL_FRAGMENTS, False))
+    handle.trainer.send(Base(0, ALL_FRAGMENTS, True))
     handle.trainer.send(Train(0, 0))
     await following(handle, Beat)
 
