@@ -217,7 +217,7 @@ def test_a_crash_costs_only_what_was_on_its_way(tmp_path: Path, after: int) -> N
             assert same(again, line)
             read = stores[0].read + stores[1].read
             assert sorted(read) == list(range(9))
-            assert sum(read.values()) - 9 <= len(stores)
+            assert sum(read.values()) - 9 <= 2 * len(stores)  # one on its way from each, and what seemed slow asked of the other, too
 
     go(work)
 
