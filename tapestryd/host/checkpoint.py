@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from tapestryd.errors import StateFault
+from tapestryd.host.files import sync
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ class Checkpoint:
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(self._file)
-            _sync_folder(self.folder)
+            sync(self.folder)
         except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
             partial.unlink(missing_ok=True)
             log.warning("checkpoint not written to %s (%s); local progress since the last one would die with a crash", self._file, error)
@@ -107,11 +108,3 @@ def _digest(file: io.BufferedReader, size: int) -> bytes:
         found.update(data)
         size -= len(data)
     return found.digest()
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
