@@ -17,7 +17,7 @@ from protocols.grouping import ATTEMPTS, Claim, Roster, accept, order
 from protocols.refusal import Declined, Reason, Refused
 from tapestryd.swarm.node import Node
 from tapestryd.swarm.silence import Silence
-from tapestryd.swarm.streams import Gone, Stream, again
+from tapestryd.swarm.streams import Gone, Stream
 
 log = logging.getLogger(__name__)
 
@@ -200,22 +200,12 @@ class Gathering:
             log.info("round=%d %s; we reduce nothing", key[0], declined.detail)
             return await self._call(leader, key, fragment, replace(claim, rate=0), closes)
 
-    async def _accepted(self, leader: str, key: tuple[int, str], claim: Claim) -> Stream:
-        """A call that waits at `leader` for its roster."""
-        stream = await self._node.open(leader, "call")
-        try:
-            await stream.send({"round": key[0], "before": key[1], "claim": claim.to_body()})
-            await stream.answer(timeout=_ACK_S)
-        except BaseException:
-            stream.close()
-            raise
-        return stream
-
     async def _call(self, leader: str, key: tuple[int, str], fragment: int, claim: Claim, closes: float) -> Roster:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout_at(closes):
-                stream = await again(lambda: self._accepted(leader, key, claim))
+                head = {"round": key[0], "before": key[1], "claim": claim.to_body()}
+                stream = await self._node.begin(leader, "call", head, _ACK_S)
                 try:
                     head, _ = await stream.answer(timeout=max(0.0, closes - loop.time()))
                 finally:

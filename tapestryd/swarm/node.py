@@ -38,6 +38,8 @@ _STREAMS_A_PEER = 32
 _ASK_AGAIN_S = 10.0
 
 _DHT_S = 15.0
+_AT_ONCE_S = 1.0
+_AGAIN_S = 0.2
 _STOP_S = 1.0
 
 _LOST = (P2PDaemonError, OSError, EOFError, TimeoutError)
@@ -222,6 +224,29 @@ class Node:
             return await stream.answer(body_bytes, moved=moved)
         finally:
             stream.close()
+
+    async def begin(self, peer: str, verb: str, head: Json, timeout: float) -> Stream:
+        """A stream whose other end has answered `head`, within `timeout` seconds, and waits for more. Where it is Gone at once, it
+        is opened once more: two peers that dial each other may lose both connections by it."""
+        now = asyncio.get_running_loop().time
+        began = now()
+        try:
+            return await self._begin(peer, verb, head, timeout)
+        except Gone:
+            if now() - began > _AT_ONCE_S:
+                raise
+        await asyncio.sleep(_AGAIN_S)
+        return await self._begin(peer, verb, head, timeout)
+
+    async def _begin(self, peer: str, verb: str, head: Json, timeout: float) -> Stream:
+        stream = await self.open(peer, verb)
+        try:
+            await stream.send(head)
+            await stream.answer(timeout=timeout)
+        except BaseException:
+            stream.close()
+            raise
+        return stream
 
     async def serve(self, verb: str, handler: Handler) -> None:
         """Answer `verb`. Whatever a peer sends, the worst that comes of it is a counted refusal."""

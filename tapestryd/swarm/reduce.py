@@ -14,7 +14,7 @@ from protocols.refusal import Reason, Refused
 from protocols.settling import made_by, part_body
 from tapestryd.swarm.meeting import Meeting, Meetings, Sizes
 from tapestryd.swarm.node import Node
-from tapestryd.swarm.streams import Gone, Stalled, Stream, again
+from tapestryd.swarm.streams import Gone, Stalled, Stream
 
 log = logging.getLogger(__name__)
 
@@ -90,23 +90,13 @@ class Reduction:
         meeting.offers.clear()
         await meeting.take(mine, blob, Signed.make("part", said, self._node.peer_id, self._sign))
 
-    async def _begun(self, meeting: Meeting, peer: str) -> Stream:
-        """A stream to reducer `peer`, who waits for our offer."""
-        stream = await self._node.open(peer, "reduce")
-        try:
-            await stream.send({"roster": meeting.roster.digest})
-            await stream.answer(timeout=meeting.ends - asyncio.get_running_loop().time())
-        except BaseException:
-            stream.close()
-            raise
-        return stream
-
     async def _exchange(self, meeting: Meeting, part: int, offer: bytes) -> None:
         """Send our offer to reducer `part` and take its result; a part that does not come is left to settling."""
         peer = meeting.roster.reducers[part]
         start, stop = meeting.slices[part]
         try:
-            stream = await again(lambda: self._begun(meeting, peer))
+            timeout = meeting.ends - asyncio.get_running_loop().time()
+            stream = await self._node.begin(peer, "reduce", {"roster": meeting.roster.digest}, timeout)
             try:
                 await stream.send({}, offer)
                 head, blob = await stream.answer(self._sizes.part(stop - start), timeout=meeting.ends - asyncio.get_running_loop().time())

@@ -11,7 +11,7 @@ import struct
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from typing import Any, TypeVar
+from typing import Any
 
 from protocols import limits
 from protocols.canonical import Json, dumps, loads
@@ -23,8 +23,6 @@ _PACED = 1 << 14
 """So small that a paced transfer which shares a low limit with many others still moves IO_BYTES in IO_S."""
 
 _SKIP_S = 1.0
-_AT_ONCE_S = 1.0
-_AGAIN_S = 0.2
 _LARGE_BYTES = 1 << 16
 _RATE = 1 << 20
 """Bytes per second that we say of ourselves before anything large has moved."""
@@ -85,22 +83,6 @@ class Meter:
 
     def totals(self) -> tuple[int, int]:
         return sum(self.sent.values()), sum(self.received.values())
-
-
-Found = TypeVar("Found")
-
-
-async def again(work: Callable[[], Awaitable[Found]]) -> Found:
-    """`work`, and once more where it was Gone at once: two peers that dial each other may lose both connections by it."""
-    now = asyncio.get_running_loop().time
-    began = now()
-    try:
-        return await work()
-    except Gone:
-        if now() - began > _AT_ONCE_S:
-            raise
-    await asyncio.sleep(_AGAIN_S)
-    return await work()
 
 
 class Stream:
