@@ -57,7 +57,8 @@ class Ledger:
         if peer.honest and self._votes.setdefault((peer.name, vote.round, vote.before), vote) != vote:
             self.broken("two votes", f"{peer.label} votes twice in round {vote.round} on {vote.before[:6]}")
 
-    def committed(self, peer: "Peer", work: "Work", entry: Entry) -> None:
+    def committed(self, peer: "Peer", work: "Work", entry: Entry, right: bool) -> None:
+        """`right`: the arithmetic of it. Invariant: a machine that computes other bits commits none of them."""
         if not peer.honest:
             return
         self.counts["commits"] += 1
@@ -66,6 +67,15 @@ class Ledger:
         self._least[entry.vote] = min(least, len(entry.votes))
         if len(entry.votes) < least and self.parsed(self.bytes_of(entry)) != entry:
             self.broken("no certificate", f"{peer.label} commits round {work.number} by an entry that nobody would take")
+        if not right and not self._by_the_faulty(peer, work, entry):
+            self.broken("other bits", f"{peer.label} commits other bits than round {work.number} leads to")
+
+    def _by_the_faulty(self, peer: "Peer", work: "Work", entry: Entry) -> bool:
+        """Whether `peer` and liars alone voted for it, and are more than half of all that it counted: then no protocol keeps it
+        from believing itself. Nobody who computes rightly takes such an entry (`follows`)."""
+        peers = peer.world.peers
+        others = [peers.get(vote.peer) for vote in entry.votes if vote.peer != peer.name]
+        return not any(other.honest for other in others if other) and len(entry.votes) * 2 > max(work.present, len(entry.roster.members))
 
     def adopted(self, peer: "Peer", entry: Entry) -> None:
         """Invariant: nothing becomes part of an honest peer's lineage without more than half of its roster, counted here anew."""

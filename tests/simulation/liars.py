@@ -44,7 +44,7 @@ class Liar(Peer):
     def moved(self, tip: Tip) -> None:
         self.tip = tip
 
-    def keep(self, entry: Entry) -> None:
+    def keep(self, entry: Entry, *, own: bool = False) -> None:
         self.disk.entries.append(entry)
 
     # Presences.

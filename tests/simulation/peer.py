@@ -761,8 +761,8 @@ class Peer:
         parts, body = meeting.ballots[self.name][1], vote.to_body()
         votes = tuple(signed("vote", body, name) for name in work.certificate)
         entry = Entry(vote, meeting.roster, tuple(made for made, _ in parts), (1,) * len(parts), votes)
-        self.keep(entry)
-        self.world.ledger.committed(self, work, entry)
+        self.keep(entry, own=True)
+        self.world.ledger.committed(self, work, entry, computed(entry))
         self.spark()
         self.later(int(self.world.random() * self.write_ms), self.put, work, entry.tip)
 
@@ -770,10 +770,10 @@ class Peer:
         self.moved(tip)
         self.stage_ends(work, Committed(work.number, tip))
 
-    def keep(self, entry: Entry) -> None:
-        """The entry is on disk: from here on no crash undoes it."""
+    def keep(self, entry: Entry, *, own: bool = False) -> None:
+        """The entry is on disk: from here on no crash undoes it. `own`: it is what we computed ourselves, rightly or not."""
         self.world.ledger.adopted(self, entry)
-        if self.disk.tip is None or not follows(entry, self.disk.tip, self.disk.last_round):
+        if self.disk.tip is None or not goes_on(entry, self.disk.tip, self.disk.last_round) or not (own or computed(entry)):
             self.world.ledger.broken(
                 "log torn", f"{self.label} writes an entry that does not follow {self.disk.tip and short(self.disk.tip)}"
             )
@@ -959,9 +959,19 @@ def roster_of(round: int, before: str, members: list[str], claims: list[Claim]) 
 
 
 def follows(entry: Entry, tip: Tip, last_round: int) -> bool:
-    """What Keeper asks of an entry before it takes it: the production function, and the arithmetic."""
+    """What Keeper asks of an entry that others made before it takes it."""
+    return goes_on(entry, tip, last_round) and computed(entry)
+
+
+def goes_on(entry: Entry, tip: Tip, last_round: int) -> bool:
+    """The production function."""
     try:
         lineage.follow(tip, entry, AVERAGING, last_round=last_round)
     except Refused:
         return False
-    return entry.vote.after == step(tip.base, merkle(entry.parts))
+    return True
+
+
+def computed(entry: Entry) -> bool:
+    """The arithmetic: these parts lead from the base before to the base after."""
+    return entry.vote.after == step(entry.vote.before, merkle(entry.parts))
