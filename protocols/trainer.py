@@ -13,8 +13,10 @@ Each side copies out of shared memory into its own before it validates: a mappin
     TRAIN round height                  →          local steps until STOP
                                         ← BEAT steps tokens loss rate memory (about twice a second)
     STOP round fragment                 →
-                                        ← DELTA round fragment steps tokens loss norm (delta)
+                                        ← DELTA round fragment steps tokens examples loss norm ledger (delta)
+                                        ← WITHHELD round fragment reason     (instead: the release rules forbid it)
     QUIT                                →          checkpoint and exit
+                                        ← CHECKS held open                   (what of its box holds; at start and every hour)
                                         ← FAULT code                         (then exits)
 Specified in trainer.md. Knows nothing of sockets.
 """
@@ -27,7 +29,7 @@ from typing import ClassVar
 
 from protocols.refusal import Reason, Refused
 
-ABI = 1
+ABI = 2
 SIZE = 96
 ALL_FRAGMENTS = 0xFFFF
 
@@ -68,6 +70,33 @@ class Code(IntEnum):
     DISK_FULL = 12
     NOT_FINITE = 13
     CHANNEL = 14
+    ISOLATION = 15
+    DATA_FORBIDDEN = 16
+    TIER = 17
+    BUDGET = 18
+    LEDGER = 19
+
+
+class Withhold(IntEnum):
+    """Why a delta was not released (the trainer's [release] rules); nothing of it crossed the channel."""
+
+    FEW_STEPS = 1
+    FEW_EXAMPLES = 2
+    RATE = 3
+    BUDGET = 4
+
+
+class Check(IntEnum):
+    """What the data side tries at start and every hour, by bit number in CHECKS. What each means is in trainer.md."""
+
+    INTERFACES = 0
+    SOCKETS = 1
+    IO_URING = 2
+    DESCRIPTORS = 3
+    NETWORK_SIDE = 4
+    MEMORY = 5
+    PRIVILEGES = 6
+    WRITES = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,27 +152,44 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """Totals since the trainer's first start (they survive restarts); `loss` is a running mean in nats per token."""
+    """Totals since the trainer's first start (they survive restarts); `loss` is a running mean in nats per token. `epsilon`:
+    privacy spent of all data sets together, 0 without differential privacy; `withheld`: deltas that the release rules kept."""
 
-    FORMAT: ClassVar[str] = "<QQddQ"
+    FORMAT: ClassVar[str] = "<QQddQdQ"
     steps: int
     tokens: int
     loss: float
     tokens_per_s: float
     memory_bytes: int
+    epsilon: float
+    withheld: int
 
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """`delta` holds theta - local of `fragment`. `steps`, `tokens`, `loss`: since the last DELTA; `norm` is L2."""
+    """`delta` holds theta - local of `fragment`. `steps`, `tokens`, `examples` (distinct windows of text), `loss`: since the last
+    DELTA; `norm` is L2. `entry` and `chain` (SHA-256): the ledger's entry of this release, for the other side to remember."""
 
-    FORMAT: ClassVar[str] = "<QHQQdd"
+    FORMAT: ClassVar[str] = "<QHQQQddQ32s"
     round: int
     fragment: int
     steps: int
     tokens: int
+    examples: int
     loss: float
     norm: float
+    entry: int
+    chain: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Withheld:
+    """STOP's other answer: local progress stays, nothing of it is released."""
+
+    FORMAT: ClassVar[str] = "<QHB"
+    round: int
+    fragment: int
+    reason: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,18 +203,27 @@ class Evaluated:
 
 
 @dataclass(frozen=True, slots=True)
+class Checks:
+    """Bit sets of Check: what was tried and is impossible, as it should be; what was tried and is not. Neither: not tried."""
+
+    FORMAT: ClassVar[str] = "<II"
+    held: int
+    open: int
+
+
+@dataclass(frozen=True, slots=True)
 class Fault:
     FORMAT: ClassVar[str] = "<H"
     code: int
 
 
 Order = Hello | Base | Train | Stop | Quit
-Report = Ready | Beat | Delta | Evaluated | Fault
+Report = Ready | Beat | Delta | Withheld | Evaluated | Checks | Fault
 Message = Order | Report
 
-_KINDS: tuple[type[Message], ...] = (Hello, Base, Train, Stop, Quit, Ready, Beat, Delta, Evaluated, Fault)
+_KINDS: tuple[type[Message], ...] = (Hello, Base, Train, Stop, Quit, Ready, Beat, Delta, Evaluated, Fault, Withheld, Checks)
 _NUMBERS = {kind: number for number, kind in enumerate(_KINDS)}
-_ENUMS: dict[str, type[IntEnum]] = {"device": Device, "precision": Precision, "optimizer": Optimizer, "code": Code}
+_ENUMS: dict[str, type[IntEnum]] = {"device": Device, "precision": Precision, "optimizer": Optimizer, "code": Code, "reason": Withhold}
 
 
 def pack(message: Message) -> bytes:
@@ -190,6 +245,8 @@ def unpack(packet: bytes) -> Message:
         if field.name in _ENUMS and value not in set(_ENUMS[field.name]):
             raise Refused(Reason.OUT_OF_RANGE, f"{kind.__name__}.{field.name} = {value}")
     message = kind(*values)
+    if isinstance(message, Checks) and (message.held & message.open or (message.held | message.open) >> len(Check)):
+        raise Refused(Reason.OUT_OF_RANGE, f"{message}")
     if pack(message) != packet:
         raise Refused(Reason.MALFORMED, f"{kind.__name__}: bytes behind the struct, or a flag that is neither 0 nor 1")
     return message

@@ -17,7 +17,7 @@ from protocols.lineage import Entry, Tip
 from protocols.records import Presence
 from protocols.refusal import Refused
 from protocols.rules import Invite, RunRules
-from protocols.trainer import ALL_FRAGMENTS, Delta, Order, Stop, Train
+from protocols.trainer import ALL_FRAGMENTS, Delta, Order, Stop, Train, Withheld
 from tapestryd import __version__
 from tapestryd.averaging import Averaging
 from tapestryd.config import DaemonConfig
@@ -177,7 +177,7 @@ class Session:
             self.feed(rounds.BaseLoaded(tip))
         if self.config.trainer.enabled:
             self.supervisor = Supervisor(
-                layout, self.config.trainer.config, self.store.path, self._trainer_ready, self._trainer_reports, self._down
+                layout, self.config.trainer.config, self.store.path, self._trainer_ready, self._stopped, self._down
             )
             self.supervisor.start()
         self._spawn(self._watch())
@@ -346,9 +346,13 @@ class Session:
     async def _offer(self, fragment: int, *, keep: bool) -> bool:
         return self.supervisor is not None and await self.supervisor.offer(self.keeper.base, fragment, keep=keep)
 
-    def _trainer_reports(self, report: Delta) -> None:
+    def _stopped(self, report: Delta | Withheld) -> None:
         member = self.member
-        if member is not None and member.state is rounds.State.STOPPING and report.round == member.round:
+        if member is None or member.state is not rounds.State.STOPPING or report.round != member.round:
+            return
+        if isinstance(report, Withheld):
+            self.feed(rounds.Failed(report.round, "withheld"))
+        else:
             self._spawn(self._take(report))
 
     async def _take(self, report: Delta) -> None:

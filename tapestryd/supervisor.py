@@ -15,7 +15,23 @@ from torch import Tensor
 
 from protocols import control
 from protocols.layout import Layout
-from protocols.trainer import ALL_FRAGMENTS, Base, Beat, Code, Delta, Device, Evaluated, Fault, Optimizer, Order, Precision, Ready, Report
+from protocols.trainer import (
+    ALL_FRAGMENTS,
+    Base,
+    Beat,
+    Checks,
+    Code,
+    Delta,
+    Device,
+    Evaluated,
+    Fault,
+    Optimizer,
+    Order,
+    Precision,
+    Ready,
+    Report,
+    Withheld,
+)  # fmt: skip
 from tapestryd.base import SharedBase
 from tapestryd.host.trainer import Trainer
 
@@ -38,21 +54,26 @@ SENTENCES = {
     Code.DISK_FULL: "the trainer's disk is full",
     Code.NOT_FINITE: "local training diverged: ten steps in a row were not finite",
     Code.CHANNEL: "the trainer received something that is not of the channel",
+    Code.ISOLATION: "the trainer's box does not hold, and trainer.toml requires it ([sandbox]); its log says what is open, and the fix",
+    Code.DATA_FORBIDDEN: "a data set may not be contributed (its class or licence); the trainer's log says which",
+    Code.TIER: "a data set asks for a tier of protection that is not available here; the trainer's log says which",
+    Code.BUDGET: "the privacy budget of the data is spent; the trainer's log says of which data set",
+    Code.LEDGER: "the ledger of what left this machine is damaged or cannot be written; `tapestry audit --verify` says where",
 }
 
 
 class Supervisor:
-    """`on_ready`: the trainer waits for a base. `on_delta`: a delta lies in `trainer.delta`. `on_down`: it is gone."""
+    """`on_ready`: the trainer waits for a base. `on_stopped`: a delta lies in `trainer.delta`, or was withheld. `on_down`: it is gone."""
 
     def __init__(
         self, layout: Layout, config: Path, run_dir: Path,
-        on_ready: Callable[[], None], on_delta: Callable[[Delta], None], on_down: Callable[[], None],
+        on_ready: Callable[[], None], on_stopped: Callable[[Delta | Withheld], None], on_down: Callable[[], None],
     ) -> None:  # fmt: skip
         self._layout = layout
         self._config = config
         self._run_dir = run_dir
         self._on_ready = on_ready
-        self._on_delta = on_delta
+        self._on_stopped = on_stopped
         self._on_down = on_down
         self._ended = asyncio.Event()
         self._offering = asyncio.Lock()
@@ -60,6 +81,7 @@ class Supervisor:
         self.trainer: Trainer | None = None
         self.ready: Ready | None = None
         self.beat: Beat | None = None
+        self.checks: Checks | None = None
         self.heldout: control.Heldout | None = None
         self.fault = ""
         self.restarts = 0
@@ -138,8 +160,10 @@ class Supervisor:
             case Evaluated():
                 first = self.heldout or control.Heldout(report.height, report.loss, report.height, report.loss, report.tokens)
                 self.heldout = control.Heldout(first.first_height, first.first_loss, report.height, report.loss, report.tokens)
-            case Delta():
-                self._on_delta(report)
+            case Delta() | Withheld():
+                self._on_stopped(report)
+            case Checks():
+                self.checks = report
             case Fault():
                 self.fault = SENTENCES[Code(report.code)]
 

@@ -62,9 +62,10 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """`step_tokens`: targets of one local batch. `clock`: monotonic seconds."""
+    """`step_tokens`, `step_sequences`: targets and windows of one local batch. `clock`: monotonic seconds."""
 
     step_tokens: int
+    step_sequences: int
     evaluate: Evaluate
     checkpoint_every_s: float
     clock: Callable[[], float]
@@ -128,7 +129,7 @@ class Session:
         if now - self._beat_s >= BEAT_S:
             rate = (self._totals.tokens - self._beat_tokens) / (now - self._beat_s)
             memory = memory_bytes(self._replica.theta.device)
-            self._channel.send(Beat(self._totals.steps, self._totals.tokens, self._totals.loss, rate, memory))
+            self._channel.send(Beat(self._totals.steps, self._totals.tokens, self._totals.loss, rate, memory, 0.0, 0))
             self._beat_s, self._beat_tokens = now, self._totals.tokens
 
     def _adopt(self, base: Base) -> None:
@@ -171,7 +172,10 @@ class Session:
             raise Trouble(Code.NOT_FINITE, f"the delta of round {stop.round} is not finite")
         self._shared.delta[part] = delta.numpy()
         totals = self._totals
-        self._channel.send(Delta(stop.round, stop.fragment, totals.new_steps, totals.new_tokens, totals.new_loss, norm))
+        examples = totals.new_steps * self._choices.step_sequences
+        self._channel.send(
+            Delta(stop.round, stop.fragment, totals.new_steps, totals.new_tokens, examples, totals.new_loss, norm, 0, bytes(32))
+        )
         totals.new_steps = totals.new_tokens = 0
         totals.new_loss = 0.0
 

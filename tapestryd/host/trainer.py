@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from protocols.layout import Layout
 from protocols.refusal import Reason, Refused
-from protocols.trainer import ABI, SIZE, Beat, Delta, Evaluated, Fault, Hello, Order, Quit, Ready, Report, pack, unpack
+from protocols.trainer import ABI, SIZE, Beat, Checks, Delta, Evaluated, Fault, Hello, Order, Quit, Ready, Report, Withheld, pack, unpack
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
@@ -143,7 +143,7 @@ class Trainer:
 
     def _checked(self, packet: bytes) -> Report:
         report = unpack(packet)
-        if not isinstance(report, Ready | Beat | Delta | Evaluated | Fault):
+        if not isinstance(report, Ready | Beat | Delta | Withheld | Evaluated | Checks | Fault):
             raise Refused(Reason.MALFORMED, f"a {type(report).__name__} is no report")
         if isinstance(report, Ready) and (report.abi, report.elements) != (ABI, self._elements):
             raise Refused(Reason.MALFORMED, "READY of another ABI or vector")

@@ -129,7 +129,7 @@ def _train(channel: Channel, shared: Shared, config: TrainerConfig, rules: RunRu
         where = Where(choice.device, choice.precision == Precision.BF16)
         replica = Replica(model, layout, inner, corpus, where=where, seed=config.data.seed)
     log.info("optimizer: %s", replica.optimizer.why)
-    choices = Choices(inner.sequences * inner.tokens, config.evaluate, config.checkpoint.every_s, time.monotonic)
+    choices = Choices(inner.sequences * inner.tokens, inner.sequences, config.evaluate, config.checkpoint.every_s, time.monotonic)
     session = Session(channel, shared, layout, replica, checkpoint, choices)
     channel.send(Ready(ABI, layout.elements, int(choice.kind), int(choice.precision), int(replica.optimizer.kind)))
     session.run()

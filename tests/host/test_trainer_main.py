@@ -13,6 +13,7 @@ import pytest
 
 from protocols.rules import Model, Tokenizer
 from protocols.trainer import (
+    ABI,
     ALL_FRAGMENTS,
     SIZE,
     Base,
@@ -71,7 +72,7 @@ def fault(daemon: Daemon) -> Code:
 def test_a_round_by_hand(home: Home, daemons: list[Daemon]) -> None:
     daemon = start(home, daemons)
     daemon.hello()
-    assert daemon.next(Ready) == Ready(1, home.layout.elements, 0, 0, int(Optimizer.ADAMW8BIT))
+    assert daemon.next(Ready) == Ready(ABI, home.layout.elements, 0, 0, int(Optimizer.ADAMW8BIT))
     daemon.base()
     first = daemon.next(Evaluated)
     assert (first.height, first.tokens) == (0, 640)
@@ -92,7 +93,7 @@ def test_a_round_by_hand(home: Home, daemons: list[Daemon]) -> None:
     daemon.send(Base(1, 1, False))
     assert daemon.next(Evaluated).loss < first.loss - 0.05
     daemon.send(Stop(1, 1))
-    assert daemon.next(Delta) == Delta(1, 1, 0, 0, 0.0, 0.0)
+    assert daemon.next(Delta) == Delta(1, 1, 0, 0, 0, 0.0, 0.0, 0, bytes(32))
     assert not daemon.delta[a:b].any()
     daemon.send(Stop(2, ALL_FRAGMENTS))
     assert daemon.next(Delta).norm > 0
@@ -118,7 +119,7 @@ def test_local_progress_survives_a_restart(home: Home, daemons: list[Daemon]) ->
     assert 2 < delta.loss < 6
     again.base(keep=False)
     again.send(Stop(1, ALL_FRAGMENTS))
-    assert again.next(Delta) == Delta(1, ALL_FRAGMENTS, 0, 0, 0.0, 0.0)
+    assert again.next(Delta) == Delta(1, ALL_FRAGMENTS, 0, 0, 0, 0.0, 0.0, 0, bytes(32))
     again.send(Train(1, 0))
     assert again.next(Beat).steps > delta.steps
 
@@ -199,7 +200,7 @@ def test_the_base_is_evaluated_as_often_as_asked(every: int, expected: list[int]
         (b"short", Code.CHANNEL),
         (bytes([99]) + bytes(SIZE - 1), Code.CHANNEL),
         (bytes(SIZE + 1), Code.CHANNEL),
-        (pack(Ready(1, 1, 0, 0, 0)), Code.CHANNEL),
+        (pack(Ready(ABI, 1, 0, 0, 0)), Code.CHANNEL),
         (pack(Train(0, 0)), Code.CHANNEL),
         (pack(Base(0, 0, False)), Code.CHANNEL),
         (pack(Stop(0, 2)), Code.CHANNEL),
@@ -240,7 +241,7 @@ def test_ten_steps_that_are_not_finite_end_it(home: Home, daemons: list[Daemon],
 def test_hello_is_checked(wrong: str, home: Home, daemons: list[Daemon]) -> None:
     before = len(os.listdir("/proc/self/fd"))
     daemon = start(home, daemons)
-    good, changed = home.hello(), {"abi": 2, "elements": 7, "fragments": 3, "layout": bytes(32)}
+    good, changed = home.hello(), {"abi": 1, "elements": 7, "fragments": 3, "layout": bytes(32)}
     vectors = {"none": 0, "one": 1, "three": 3}.get(wrong, 2)
     daemon.hello(
         replace(good, **{wrong: changed[wrong]}) if wrong in changed else good,
