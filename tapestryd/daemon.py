@@ -24,6 +24,7 @@ from tapestryd.config import DaemonConfig
 from tapestryd.doorkeeper import Doorkeeper
 from tapestryd.errors import DiskFull, LocalFault, StateFault, Unavailable
 from tapestryd.founding import adopt
+from tapestryd.host.answers import Answers
 from tapestryd.host.api import Api
 from tapestryd.host.clock import now_ms
 from tapestryd.host.keys import Identity, verify
@@ -42,7 +43,7 @@ _STOP_S = 20.0
 
 
 class Daemon:
-    """Implements host.api.Operator. `run` returns after a clean stop and raises LocalFault otherwise."""
+    """Implements host.operator.Operator. `run` returns after a clean stop and raises LocalFault otherwise."""
 
     def __init__(self, config: DaemonConfig, notifier: Notifier) -> None:
         self.config = config
@@ -62,7 +63,7 @@ class Daemon:
         try:
             self._identity = Identity.load_or_make(self._state.path / "identity.key")
             self._door = Doorkeeper(self.config.trust, self._state, now_ms)
-            api = Api(self, self.config.api.socket)
+            api = Api(Answers(self).routes, self.config.api.socket)
             await api.start()
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self._stopping.set)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from protocols.control import Averaging, Ban, Certificate, Heldout, Network, Peer, Run, Self, Status, Story, Traffic, Trainer
 from tapestryd.errors import LocalFault
+from tapestryd.host.answers import Answers
 from tapestryd.host.api import Api
 
 PEER = "12D3KooWAfPDpPRRRBrmqy9is2zjU5srQ4hKuZitiGmh4NTTpS2d"
@@ -127,7 +128,7 @@ class Served:
             raise
 
     async def _made(self) -> Api:
-        return Api(self.operator, self.socket)
+        return Api(Answers(self.operator).routes, self.socket)
 
     def run(self, job):  # type: ignore[no-untyped-def]
         return asyncio.run_coroutine_threadsafe(job, self._loop).result(10)

@@ -25,8 +25,10 @@ from protocols.trainer import SIZE, Base, Beat, Checks, Delta, Evaluated, Fault,
 from tapestryd import screen
 from tapestryd.config import load_daemon, load_trainer
 from tapestryd.errors import ConfigFault, DataFault, StateFault
-from tapestryd.host.api import Api, _finite
+from tapestryd.host.answers import Answers
+from tapestryd.host.api import Api
 from tapestryd.host.checkpoint import Checkpoint
+from tapestryd.host.route import finite
 from tapestryd.host.store import RunStore, StateDir
 from tapestryd.host.trainer_main import _end
 from tapestryd.training.data import _indexed
@@ -76,7 +78,7 @@ def _served() -> asyncio.AbstractEventLoop:
     exports = _folder() / "exports"
     exports.mkdir()
     loop = asyncio.new_event_loop()
-    api = Api(Scripted(exports), _socket())
+    api = Api(Answers(Scripted(exports)).routes, _socket())
     loop.run_until_complete(api.start())
     atexit.register(lambda: (loop.run_until_complete(api.stop()), loop.run_until_complete(loop.shutdown_default_executor()), loop.close()))
     return loop
@@ -192,7 +194,7 @@ def _stories(data: bytes) -> None:
     """What was lived through before is shown by the API and on screens."""
     store = _store()
     _file("store/rounds.jsonl", data)
-    docs = [json.loads(json.dumps(_finite(asdict(story)), ensure_ascii=False).encode()) for story in store.stories()]
+    docs = [json.loads(json.dumps(finite(asdict(story)), ensure_ascii=False).encode()) for story in store.stories()]
     screen.rounds(docs, width=80)
     for doc in docs:
         screen.one_round({"round": doc["round"], "stories": [doc], "certificate": None}, width=80)

@@ -1,0 +1,138 @@
+"""What a request to the control API may hold: each field reads one value, and says in JSON Schema what it reads.
+
+The check and the OpenAPI document come from the same object, so they cannot disagree. Fields of paths and queries read
+text, fields of bodies read JSON. `read` raises ValueError with what the value must be.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from protocols.identity import public_key
+from protocols.refusal import Refused
+
+Doc = dict[str, Any]
+
+PAUSE_S = 366 * 86_400
+
+
+class Field(Protocol):
+    def read(self, value: Any) -> Any: ...
+
+    def schema(self) -> Doc: ...
+
+
+class Asked(Field, Protocol):
+    """A field of a path or a query."""
+
+    @property
+    def default(self) -> Any:
+        """Where a query leaves it out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """A whole number, as text."""
+
+    least: int
+    most: int
+    default: int | None = None
+
+    def read(self, value: Any) -> int:
+        if not isinstance(value, str) or not (value.isascii() and value.isdigit() and len(value) <= 16):
+            raise ValueError(self._must())
+        if not self.least <= int(value) <= self.most:
+            raise ValueError(self._must())
+        return int(value)
+
+    def schema(self) -> Doc:
+        return {"type": "integer", "minimum": self.least, "maximum": self.most}
+
+    def _must(self) -> str:
+        return f"must be a whole number from {self.least} to {self.most}"
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """True where a query names it, whatever it says: `?verbose`."""
+
+    default: bool = False
+
+    def read(self, value: Any) -> bool:
+        return True
+
+    def schema(self) -> Doc:
+        return {"type": "string"}
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Any text at all."""
+
+    default: str | None = None
+
+    def read(self, value: Any) -> str:
+        return str(value)
+
+    def schema(self) -> Doc:
+        return {"type": "string"}
+
+
+@dataclass(frozen=True, slots=True)
+class PeerId:
+    default: None = None
+
+    def read(self, value: Any) -> str:
+        try:
+            public_key(str(value))
+        except Refused as refused:
+            raise ValueError(f"{refused.detail}; it must be whole") from None
+        return str(value)
+
+    def schema(self) -> Doc:
+        return {"type": "string", "pattern": "^12D3KooW[1-9A-HJ-NP-Za-km-z]{44}$"}
+
+
+@dataclass(frozen=True, slots=True)
+class Seconds:
+    """A number of seconds, or null."""
+
+    most: int = PAUSE_S
+
+    def read(self, value: Any) -> float | None:
+        if value is not None and (type(value) not in (int, float) or not 0 < value <= self.most):
+            raise ValueError(f"must be a number of seconds, above 0 and at most {self.most}, or null")
+        found: float | None = value
+        return found
+
+    def schema(self) -> Doc:
+        return {"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": self.most}
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of text; null is the empty one."""
+
+    most: int
+
+    def read(self, value: Any) -> str:
+        if value is None:
+            return ""
+        if not isinstance(value, str) or len(value) > self.most or not value.isprintable():
+            raise ValueError(f"must be one line of at most {self.most} characters, or null")
+        return value
+
+    def schema(self) -> Doc:
+        return {"type": ["string", "null"], "maxLength": self.most}
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What to join. The one field that a body must have."""
+
+    def read(self, value: Any) -> str:
+        if not isinstance(value, str) or not value.startswith(("tapestry:", "/")):
+            raise ValueError("must be an invite, tapestry:…, or the absolute path of a run.toml")
+        return value
+
+    def schema(self) -> Doc:
+        return {"type": "string", "pattern": "^(tapestry:|/)"}

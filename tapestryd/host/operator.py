@@ -1,0 +1,42 @@
+"""What the daemon does for its operator, as the control API asks it. The daemon implements it; nothing here does anything."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from protocols.control import Ban, Certificate, Status, Story
+
+
+class Operator(Protocol):
+    """Sentences say what changed and until when; a LocalFault says why nothing did."""
+
+    def status(self) -> Status: ...
+
+    def rounds(self, limit: int) -> list[Story]:
+        """At most `limit` of the latest rounds, newest last."""
+
+    async def round(self, number: int) -> tuple[list[Story], Certificate | None]:
+        """All that is remembered of one round, oldest first, and what its log entry certifies, if that is here."""
+
+    def rules_toml(self) -> str | None: ...
+
+    def bans(self) -> Sequence[Ban]: ...
+
+    async def ban(self, peer: str, for_s: float | None, reason: str) -> str:
+        """`for_s` None: as long as the configuration says."""
+
+    async def unban(self, peer: str) -> str: ...
+
+    async def pause(self, for_s: float | None) -> str: ...
+
+    async def resume(self) -> str: ...
+
+    async def join(self, target: str) -> str:
+        """`target`: an invite, or the absolute path of a run.toml."""
+
+    async def leave(self) -> str: ...
+
+    async def shutdown(self) -> str: ...
+
+    async def export(self) -> Path:
+        """A folder of plain files, which stays until the next export."""
