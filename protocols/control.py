@@ -222,7 +222,7 @@ class Network:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Payload bytes of our own streams since start, by kind of message."""
+    """Payload bytes of our own streams and DHT calls since the run was joined or resumed, by verb (streams.md; rpc_…: the DHT's)."""
 
     sent_bytes: int
     received_bytes: int

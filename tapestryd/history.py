@@ -15,7 +15,7 @@ from tapestryd.averaging import Round
 from tapestryd.errors import DiskFull
 from tapestryd.host.store import STORIES, RunStore
 from tapestryd.story import Spent
-from tapestryd.swarm.streams import Meter
+from tapestryd.swarm.meter import Meter
 
 log = logging.getLogger(__name__)
 

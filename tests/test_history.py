@@ -15,7 +15,7 @@ from protocols.rounds import Event, Failed, Reduced, Rostered, Settled, State
 from tapestryd.history import History
 from tapestryd.host.store import RunStore
 from tapestryd.story import certificate
-from tapestryd.swarm.streams import Meter
+from tapestryd.swarm.meter import Meter
 from tests.lineages import Line
 from tests.people import RUN, verify
 from tests.swarm.rooms import Peer, go, others, peers

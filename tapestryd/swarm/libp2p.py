@@ -15,33 +15,40 @@ from contextlib import suppress
 from hashlib import sha256
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import Any
 
-from hivemind.p2p import P2P
+from hivemind.p2p import P2P, P2PContext, PeerID
 from hivemind.utils.multiaddr import Multiaddr
 
 from tapestryd.errors import Unavailable
+from tapestryd.swarm.meter import Meter
 
 _PR_SET_PDEATHSIG = 1
 _START_S = 20.0
 
 
 class Libp2p:
-    """A running p2pd and a handle on it in our event loop. `p2p.peer_id` is the identity's."""
+    """A running p2pd and a handle on it in our event loop. `p2p.peer_id` is the identity's. `meter` counts hivemind's calls, and
+    whatever else is moved by way of it."""
 
-    def __init__(self, process: asyncio.subprocess.Process, p2p: P2P, folder: Path, reader: "asyncio.Task[None]") -> None:
+    def __init__(
+        self, process: asyncio.subprocess.Process, p2p: P2P, meter: Meter, folder: Path, reader: "asyncio.Task[None]"
+    ) -> None:  # fmt: skip
         self.process = process
         self.p2p = p2p
+        self.meter = meter
         self._folder = folder
         self._reader = reader
 
     @classmethod
-    async def start(cls, identity: Path, listen: Sequence[str], announce: Sequence[str]) -> "Libp2p":
+    async def start(cls, identity: Path, listen: Sequence[str], announce: Sequence[str], meter: Meter) -> "Libp2p":
         """Knows nobody yet: with bootstrap peers on its command line, p2pd ends if none of them answers.
         Raises Unavailable with p2pd's own words if it does not come up (a port in use, say)."""
         folder = _folder(identity)
 
-        class Here(P2P):  # type: ignore[misc]
+        class Here(_Metered):
             _UNIX_SOCKET_PREFIX = f"/unix{folder}/"
+            _meter = meter
 
         control = f"/unix{folder}/control.sock"
         with as_file(files("hivemind.hivemind_cli") / "p2pd") as binary:
@@ -78,7 +85,7 @@ class Libp2p:
             if isinstance(error, TimeoutError):
                 raise Unavailable(f"p2pd did not start within {_START_S:.0f} s on {', '.join(listen)}") from None
             raise
-        return cls(process, p2p, folder, asyncio.create_task(_drain(process.stdout)))
+        return cls(process, p2p, meter, folder, asyncio.create_task(_drain(process.stdout)))
 
     async def addresses(self) -> list[str]:
         """Where others may dial us, without the peer id; loopback only if there is nothing else."""
@@ -86,6 +93,16 @@ class Libp2p:
         addresses = sorted({str(address) for address in found})
         outside = [address for address in addresses if not address.startswith(("/ip4/127.", "/ip6/::1/"))]
         return outside or addresses
+
+    async def connections(self) -> dict[tuple[str, int], str]:
+        """IP address and TCP port of the other end → peer, of the connections that p2pd has; those through relays left out."""
+        found = {}
+        for peer in await self.p2p.list_peers():
+            for address in peer.addrs:
+                match str(address).split("/"):
+                    case ["", "ip4" | "ip6", host, "tcp", port]:
+                        found[host, int(port)] = peer.peer_id.to_base58()
+        return found
 
     async def stop(self) -> None:
         await self.p2p.shutdown()
@@ -99,6 +116,31 @@ class Libp2p:
             await self.process.wait()
         self._reader.cancel()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class _Metered(P2P):  # type: ignore[misc]
+    """Counts the messages of hivemind's calls: the DHT's. Our own streams count themselves."""
+
+    _meter: Meter
+
+    async def call_protobuf_handler(self, peer_id: PeerID, name: str, input: Any, output_protobuf_type: Any) -> Any:
+        verb, peer = name.rpartition(".")[2], peer_id.to_base58()
+        self._meter.sends(input.ByteSize(), verb, peer, asks=True)
+        answer = await super().call_protobuf_handler(peer_id, name, input, output_protobuf_type)
+        self._meter.receives(answer.ByteSize(), verb, peer, asks=True)
+        return answer
+
+    async def add_protobuf_handler(self, name: str, handler: Any, input_protobuf_type: Any, **options: Any) -> None:
+        verb = name.rpartition(".")[2]
+
+        async def counted(request: Any, context: P2PContext) -> Any:
+            peer = context.remote_id.to_base58()
+            self._meter.receives(request.ByteSize(), verb, peer, asks=False)
+            answer = await handler(request, context)
+            self._meter.sends(answer.ByteSize(), verb, peer, asks=False)
+            return answer
+
+        await super().add_protobuf_handler(name, counted, input_protobuf_type, **options)
 
 
 def _folder(identity: Path) -> Path:

@@ -26,7 +26,8 @@ from protocols.records import is_address
 from protocols.refusal import Declined, Reason, Refused
 from tapestryd.swarm.dht import dht_node
 from tapestryd.swarm.libp2p import Libp2p
-from tapestryd.swarm.streams import Body, Busy, Gone, Meter, Stalled, Stream
+from tapestryd.swarm.meter import Meter
+from tapestryd.swarm.streams import Body, Busy, Gone, Stalled, Stream
 
 log = logging.getLogger(__name__)
 
@@ -90,17 +91,17 @@ class Node:
         self._partings: set[asyncio.Task[None]] = set()
         self._serving: set[asyncio.Task[Any]] = set()
         self.peer_id: str = libp2p.p2p.peer_id.to_base58()
-        self.meter = Meter()
+        self.meter = libp2p.meter
         self.refusals: Counter[str] = Counter()
         self.declined: Counter[str] = Counter()
 
     @classmethod
     async def start(
         cls, prefix: str, identity: Path, listen: Sequence[str], announce: Sequence[str], bootstrap: Sequence[str], verify: Verify,
-        door: Door = OPEN,
+        door: Door = OPEN, meter: Meter | None = None,
     ) -> "Node":  # fmt: skip
         """Comes up with or without a bootstrap peer in reach; `look` goes on asking them."""
-        libp2p = await Libp2p.start(identity, listen, announce)
+        libp2p = await Libp2p.start(identity, listen, announce, meter or Meter())
         try:
             dht = await dht_node(libp2p.p2p, f"{prefix}/presence", verify)
         except BaseException:
@@ -120,6 +121,17 @@ class Node:
     @property
     def alive(self) -> bool:
         return self._libp2p.process.returncode is None
+
+    @property
+    def p2pd(self) -> int:
+        """Its process id."""
+        return self._libp2p.process.pid
+
+    async def connections(self) -> dict[tuple[str, int], str]:
+        """IP address and TCP port of the other end → peer, of the connections that are open."""
+        with suppress(*_LOST):
+            return await self._libp2p.connections()
+        return {}
 
     @property
     def bootstrap(self) -> list[str]:
@@ -205,7 +217,7 @@ class Node:
                     _, reader, writer = await self._stream(peer, verb)
         except _LOST as error:
             raise Gone(f"{verb}: cannot open a stream to {peer[-6:]}: {error}") from None
-        return Stream(peer, verb, reader, writer, self.meter)
+        return Stream(peer, verb, reader, writer, self.meter, asks=True)
 
     async def _stream(self, peer: str, verb: str) -> tuple[object, asyncio.StreamReader, asyncio.StreamWriter]:
         found: tuple[object, asyncio.StreamReader, asyncio.StreamWriter] = await self._libp2p.p2p.call_binary_stream_handler(
@@ -253,7 +265,7 @@ class Node:
 
         async def handle(info: object, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             peer = info.peer_id.to_base58()  # type: ignore[attr-defined]
-            stream = Stream(peer, verb, reader, writer, self.meter)
+            stream = Stream(peer, verb, reader, writer, self.meter, asks=False)
             task = asyncio.current_task()
             assert task is not None
             self._serving.add(task)

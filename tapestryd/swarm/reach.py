@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 
 from multiaddr import Multiaddr
 from multiaddr.exceptions import Error as AddressError
@@ -48,8 +49,13 @@ class Reach:
         announced = self._addresses(stream.peer)
         if not announced:
             raise Refused(Reason.STALE, "we have not seen where you would be")
-        tried = await asyncio.gather(*map(_answers, announced))
+        tried = await asyncio.gather(*(_answers(address, partial(self._moved, stream.peer)) for address in announced))
         await stream.send({"reachable": any(tried)})
+
+    def _moved(self, peer: str, sent: int, received: int) -> None:
+        """Our own sockets are no streams, but bytes they are."""
+        self._node.meter.sends(sent, "dialback", peer, asks=False)
+        self._node.meter.receives(received, "dialback", peer, asks=False)
 
     async def ask(self, peers: Sequence[str]) -> None:
         """Find out by a few of `peers`: one that gets through is enough; with no answer at all we know what we knew."""
@@ -69,8 +75,9 @@ class Reach:
                 return
 
 
-async def _answers(address: str) -> bool:
-    """Whether a libp2p listener answers at `address`. Only IP and TCP: names could lead anywhere, relays prove nothing."""
+async def _answers(address: str, moved: Callable[[int, int], None]) -> bool:
+    """Whether a libp2p listener answers at `address`; `moved(sent, received)` is told what that took. Only IP and TCP: names could
+    lead anywhere, relays prove nothing."""
     try:
         parsed = Multiaddr(address)
         if [protocol.name for protocol in parsed.protocols()] not in (["ip4", "tcp"], ["ip6", "tcp"]):
@@ -80,7 +87,10 @@ async def _answers(address: str) -> bool:
             reader, writer = await asyncio.open_connection(host, int(port))
             try:
                 writer.write(_HELLO)
-                return await reader.readexactly(len(_HELLO)) == _HELLO
+                moved(len(_HELLO), 0)
+                said = await reader.readexactly(len(_HELLO))
+                moved(0, len(said))
+                return said == _HELLO
             finally:
                 writer.close()
                 with suppress(OSError):

@@ -8,14 +8,14 @@ when less than IO_BYTES of it have moved in IO_S, however long it takes in all.
 
 import asyncio
 import struct
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import nullcontext, suppress
 from typing import Any
 
 from protocols import limits
 from protocols.canonical import Json, dumps, loads
 from protocols.refusal import Declined, Reason, Refused
+from tapestryd.swarm.meter import Meter
 
 _LENGTHS = struct.Struct("<IQ")
 _CHUNK = 1 << 18
@@ -23,9 +23,6 @@ _PACED = 1 << 14
 """So small that a paced transfer which shares a low limit with many others still moves IO_BYTES in IO_S."""
 
 _SKIP_S = 1.0
-_LARGE_BYTES = 1 << 16
-_RATE = 1 << 20
-"""Bytes per second that we say of ourselves before anything large has moved."""
 
 Body = bytes | bytearray | memoryview
 
@@ -46,51 +43,15 @@ class Busy(Gone):
         self.retry_s = retry_s
 
 
-class Meter:
-    """Payload bytes sent and received, by kind of message; and how fast large bodies move."""
-
-    def __init__(self) -> None:
-        self.sent: dict[str, int] = {}
-        self.received: dict[str, int] = {}
-        self._moving = 0
-        self._since = 0.0
-        self._bytes = 0
-        self._periods: deque[tuple[int, float]] = deque(maxlen=16)
-
-    @contextmanager
-    def moving(self, size: int) -> Iterator[None]:
-        """While a body of `size` bytes moves, either way. Side by side they make one period: the link is what they share."""
-        if size < _LARGE_BYTES:
-            yield
-            return
-        now = asyncio.get_running_loop().time
-        if self._moving == 0:
-            self._since, self._bytes = now(), 0
-        self._moving += 1
-        try:
-            yield
-            self._bytes += size
-        finally:
-            self._moving -= 1
-            if self._moving == 0 and self._bytes:
-                self._periods.append((self._bytes, now() - self._since))
-
-    def rate(self) -> int:
-        """Bytes per second, both ways together, of the latest periods; rounded down to a power of two, so that small
-        differences between machines make no odd shares."""
-        moved, took_s = (sum(column) for column in zip(*self._periods, strict=True)) if self._periods else (_RATE, 1.0)
-        return min(limits.RATE, 1 << max(0, int(moved / max(took_s, 1e-3)).bit_length() - 1))
-
-    def totals(self) -> tuple[int, int]:
-        return sum(self.sent.values()), sum(self.received.values())
-
-
 class Stream:
-    """A stream with `peer` (a peer id as text), for messages of kind `verb`. Close it when done."""
+    """A stream with `peer` (a peer id as text), for messages of `verb`; `asks`: we opened it. Close it when done."""
 
-    def __init__(self, peer: str, verb: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, meter: Meter) -> None:
+    def __init__(
+        self, peer: str, verb: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, meter: Meter, *, asks: bool
+    ) -> None:  # fmt: skip
         self.peer = peer
         self.verb = verb
+        self._asks = asks
         self._reader = reader
         self._writer = writer
         self._meter = meter
@@ -100,23 +61,22 @@ class Stream:
         raw = dumps(head)
         view = memoryview(body)
         try:
-            self._writer.write(_LENGTHS.pack(len(raw), len(view)) + raw)
-            await self._drain()
+            await self._write(_LENGTHS.pack(len(raw), len(view)) + raw)
             chunk = _PACED if pace else _CHUNK
             with nullcontext() if pace else self._meter.moving(len(view)):  # what is held back says nothing of our link
                 for start in range(0, len(view), chunk):
                     if pace:
                         await pace(min(chunk, len(view) - start))
-                    self._writer.write(view[start : start + chunk])
-                    await self._drain()
+                    await self._write(view[start : start + chunk])
         except TimeoutError:
             raise Stalled(f"{self.verb} to {self.peer[-6:]}: no progress") from None
         except (OSError, RuntimeError) as error:
             raise Gone(f"{self.verb} to {self.peer[-6:]}: {error}") from None
-        self._meter.sent[self.verb] = self._meter.sent.get(self.verb, 0) + _LENGTHS.size + len(raw) + len(view)
 
-    async def _drain(self) -> None:
-        """Until there is room for more. Raises TimeoutError when what waits to go moves too slowly."""
+    async def _write(self, data: bytes | memoryview) -> None:
+        """Hand it over, and wait until there is room for more. Raises TimeoutError when what waits to go moves too slowly."""
+        self._writer.write(data)
+        self._meter.sends(len(data), self.verb, self.peer, asks=self._asks)
         while True:
             waiting = self._writer.transport.get_write_buffer_size()
             try:
@@ -133,10 +93,12 @@ class Stream:
         how much of the body there is, as it comes."""
         try:
             lengths = await asyncio.wait_for(self._reader.readexactly(_LENGTHS.size), timeout)
+            self._came(len(lengths))
             head_size, size = _LENGTHS.unpack(lengths)
             if head_size > limits.FRAME_BYTES or size > body_bytes:
                 raise Refused(Reason.TOO_LARGE, f"{self.verb}: head of {head_size}, body of {size} bytes; at most {body_bytes}")
             head = await asyncio.wait_for(self._reader.readexactly(head_size), limits.IO_S)
+            self._came(len(head))
             body = bytearray(size)
             at = enough = 0
             with self._meter.moving(size):
@@ -147,6 +109,7 @@ class Stream:
                         chunk = await self._reader.read(min(_CHUNK, size - at))
                     if not chunk:
                         raise Gone(f"{self.verb}: {self.peer[-6:]} ended in the middle")
+                    self._came(len(chunk))
                     body[at : at + len(chunk)] = chunk
                     at += len(chunk)
                     if moved:
@@ -155,8 +118,10 @@ class Stream:
             raise Stalled(f"{self.verb}: nothing from {self.peer[-6:]} in time") from None
         except (OSError, EOFError) as error:
             raise Gone(f"{self.verb}: nothing from {self.peer[-6:]} ({type(error).__name__})") from None
-        self._meter.received[self.verb] = self._meter.received.get(self.verb, 0) + _LENGTHS.size + head_size + size
         return loads(head, limits.FRAME_BYTES), body
+
+    def _came(self, size: int) -> None:
+        self._meter.receives(size, self.verb, self.peer, asks=self._asks)
 
     async def answer(
         self, body_bytes: int = 0, timeout: float = limits.IO_S, moved: Callable[[int], None] | None = None
@@ -173,7 +138,7 @@ class Stream:
         """Drop what is asked, for a second at most: to close on what is unread resets the stream, and our answer is lost."""
         with suppress(TimeoutError, OSError):
             async with asyncio.timeout(_SKIP_S):
-                await self._reader.read(_CHUNK)
+                self._came(len(await self._reader.read(_CHUNK)))
 
     async def refuse(self, refused: Refused) -> None:
         await self.send({"refused": refused.reason.value, "detail": refused.detail[:200]})

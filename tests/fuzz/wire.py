@@ -27,7 +27,8 @@ from protocols.refusal import Reason, Refused
 from protocols.rules import Invite, RunRules
 from protocols.settling import Vote, made_by, merkle, part_body
 from tapestryd.swarm.dht import OwnRecords
-from tapestryd.swarm.streams import Gone, Meter, Stream
+from tapestryd.swarm.meter import Meter
+from tapestryd.swarm.streams import Gone, Stream
 from tapestryd.training.codec import decode, encode, encoded_bytes
 from tests.fuzz.target import Target
 from tests.lineages import Line, noise
@@ -270,7 +271,7 @@ def _received(data: bytes, *, answer: bool) -> tuple[Json, bytearray]:
         reader = asyncio.StreamReader()
         reader.feed_data(data)
         reader.feed_eof()
-        stream = Stream(ADA.peer, "verb", reader, None, Meter())  # type: ignore[arg-type]  # it only reads
+        stream = Stream(ADA.peer, "verb", reader, None, Meter(), asks=answer)  # type: ignore[arg-type]  # it only reads
         return await (stream.answer(1 << 16) if answer else stream.receive(1 << 16))
 
     return asyncio.run(read())
