@@ -15,6 +15,7 @@ Each side copies out of shared memory into its own before it validates: a mappin
     STOP round fragment                 →
                                         ← DELTA round fragment steps tokens examples loss norm ledger (delta)
                                         ← WITHHELD round fragment reason     (instead: the release rules forbid it)
+    REST                                →          end local steps; nothing is written
     QUIT                                →          checkpoint and exit
                                         ← CHECKS held open                   (what of its box holds; at start and every hour)
                                         ← FAULT code                         (then exits)
@@ -84,6 +85,8 @@ class Withhold(IntEnum):
     FEW_EXAMPLES = 2
     RATE = 3
     BUDGET = 4
+    DISK_FULL = 5
+    """What cannot be written down in the ledger does not leave."""
 
 
 class Check(IntEnum):
@@ -133,6 +136,13 @@ class Stop:
     FORMAT: ClassVar[str] = "<QH"
     round: int
     fragment: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """End local steps. No delta is wanted, and none is written."""
+
+    FORMAT: ClassVar[str] = "<"
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,11 +227,11 @@ class Fault:
     code: int
 
 
-Order = Hello | Base | Train | Stop | Quit
+Order = Hello | Base | Train | Stop | Rest | Quit
 Report = Ready | Beat | Delta | Withheld | Evaluated | Checks | Fault
 Message = Order | Report
 
-_KINDS: tuple[type[Message], ...] = (Hello, Base, Train, Stop, Quit, Ready, Beat, Delta, Evaluated, Fault, Withheld, Checks)
+_KINDS: tuple[type[Message], ...] = (Hello, Base, Train, Stop, Quit, Ready, Beat, Delta, Evaluated, Fault, Withheld, Checks, Rest)
 _NUMBERS = {kind: number for number, kind in enumerate(_KINDS)}
 _ENUMS: dict[str, type[IntEnum]] = {"device": Device, "precision": Precision, "optimizer": Optimizer, "code": Code, "reason": Withhold}
 

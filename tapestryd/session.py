@@ -17,7 +17,7 @@ from protocols.lineage import Entry, Tip
 from protocols.records import Presence
 from protocols.refusal import Refused
 from protocols.rules import Invite, RunRules
-from protocols.trainer import ALL_FRAGMENTS, Delta, Order, Stop, Train, Withheld
+from protocols.trainer import ALL_FRAGMENTS, Delta, Order, Rest, Stop, Train, Withheld
 from tapestryd import __version__
 from tapestryd.averaging import Averaging
 from tapestryd.config import DaemonConfig
@@ -301,7 +301,7 @@ class Session:
                 self._trained = None
                 self._order(Stop(round, round % self.keeper.base.layout.fragments))
             case rounds.Rest():
-                self._order(Stop(0, 0))
+                self._order(Rest())
             case rounds.Gather(round):
                 assert self.roll is not None
                 rate = self.node.meter.rate() if self.reach.reachable is not False else 0

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from protocols.layout import Layout
 from protocols.refusal import Reason, Refused
-from protocols.trainer import ABI, SIZE, Base, Hello, Quit, Report, Stop, Train, pack, unpack
+from protocols.trainer import ABI, SIZE, Base, Hello, Quit, Report, Rest, Stop, Train, pack, unpack
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
@@ -46,7 +46,7 @@ class Channel:
         """Whether the daemon is gone or `close_inbound` was called, even behind unread orders."""
         return any(event & (select.POLLRDHUP | select.POLLHUP | select.POLLERR) for _, event in self._poll.poll(0))
 
-    def receive(self, block: bool) -> Base | Train | Stop | Quit | None:
+    def receive(self, block: bool) -> Base | Train | Stop | Rest | Quit | None:
         """The next order; None when there is none and `block` is False. Raises Refused for what is no order."""
         if not block and not self._poll.poll(0):
             return None
@@ -57,7 +57,7 @@ class Channel:
         if not packet:
             return Quit()
         message = unpack(packet)
-        if not isinstance(message, Base | Train | Stop | Quit):
+        if not isinstance(message, Base | Train | Stop | Rest | Quit):
             raise Refused(Reason.MALFORMED, f"a {type(message).__name__} is no order for a running trainer")
         return message
 

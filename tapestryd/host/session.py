@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from protocols.layout import Layout
-from protocols.trainer import ALL_FRAGMENTS, Base, Beat, Code, Delta, Evaluated, Quit, Stop, Train
+from protocols.trainer import ALL_FRAGMENTS, Base, Beat, Code, Delta, Evaluated, Quit, Rest, Stop, Train
 from tapestryd.config import Evaluate
 from tapestryd.host.channel import Channel, Shared
 from tapestryd.host.checkpoint import Checkpoint
@@ -106,6 +106,8 @@ class Session:
                     self._beat_s, self._beat_tokens = self._choices.clock(), self._totals.tokens
                 case Stop():
                     self._stop(order)
+                case Rest():
+                    self._training = None
                 case Quit():
                     self._save(at_once=True)
                     return

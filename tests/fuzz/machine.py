@@ -21,7 +21,24 @@ from protocols.identity import identity_file, public_key, seed_of
 from protocols.membership import Epochs
 from protocols.refusal import Reason, Refused
 from protocols.rules import Invite, RunRules
-from protocols.trainer import SIZE, Base, Beat, Checks, Delta, Evaluated, Fault, Hello, Quit, Ready, Stop, Train, Withheld, pack, unpack
+from protocols.trainer import (
+    SIZE,
+    Base,
+    Beat,
+    Checks,
+    Delta,
+    Evaluated,
+    Fault,
+    Hello,
+    Quit,
+    Ready,
+    Rest,
+    Stop,
+    Train,
+    Withheld,
+    pack,
+    unpack,
+)
 from tapestryd import screen
 from tapestryd.config import load_daemon, load_trainer
 from tapestryd.errors import ConfigFault, DataFault, StateFault
@@ -67,7 +84,7 @@ def _packets() -> list[bytes]:
         for message in (
             Hello(2, 4, 1 << 30, bytes(range(32))), Base(7, 0xFFFF, True), Train(8, 7), Stop(8, 0), Quit(), Ready(2, 1 << 30, 1, 1, 0),
             Beat(5120, 1 << 22, 3.25, 900.5, 1 << 33, 2.5, 3), Delta(8, 0, 500, 1 << 16, 2000, 3.0, 0.125, 9, bytes(range(32))),
-            Evaluated(7, 3.5, 8192), Fault(8), Withheld(8, 0, 1), Checks(0b1011, 0b100),
+            Evaluated(7, 3.5, 8192), Fault(8), Withheld(8, 0, 1), Checks(0b1011, 0b100), Rest(),
         )
     ]  # fmt: skip
 

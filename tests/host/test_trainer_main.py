@@ -26,6 +26,7 @@ from protocols.trainer import (
     Quit,
     Ready,
     Report,
+    Rest,
     Stop,
     Train,
     pack,
@@ -100,6 +101,23 @@ def test_a_round_by_hand(home: Home, daemons: list[Daemon]) -> None:
     daemon.send(Quit())
     assert daemon.end() == 0
     assert home.saved.exists()
+
+
+def test_rest_ends_steps_and_writes_nothing(home: Home, daemons: list[Daemon]) -> None:
+    """What nobody asked for does not leave; local progress stays for whoever does."""
+    daemon = ready(home, daemons)
+    daemon.base()
+    daemon.send(Train(0, 0))
+    steps = daemon.next(Beat).steps
+    daemon.send(Rest())
+    daemon.socket.settimeout(1)
+    with pytest.raises(TimeoutError):
+        daemon.next(Delta)
+    assert not daemon.delta.any()
+    daemon.socket.settimeout(30)
+    daemon.send(Stop(0, 0))
+    assert daemon.next(Delta).steps >= steps
+    assert daemon.delta.any()
 
 
 def test_local_progress_survives_a_restart(home: Home, daemons: list[Daemon]) -> None:
