@@ -1,6 +1,7 @@
 """What agreeing costs: bytes of control messages in one round, from 4 to 64 peers, by the production encodings.
 
-`pytest tests/simulation/test_costs.py -s` prints the table. All members reduce; vectors are not counted, nor DHT upkeep.
+`pytest tests/simulation/test_costs.py -s` prints the tables. All members reduce; DHT upkeep is not counted. What the same
+costs on the wire, and in time, is measured by tests/benchmarks/rounds.py.
 """
 
 from collections.abc import Sequence
@@ -9,11 +10,12 @@ from itertools import pairwise
 
 from protocols import limits
 from protocols.canonical import Json, digest, dumps
-from protocols.grouping import CELLS, Claim, Roster, order
+from protocols.grouping import BITMAP_BYTES, CELLS, Claim, Roster, order
 from protocols.lineage import Entry
 from protocols.membership import Delegation
 from protocols.records import Presence
 from protocols.settling import Vote, merkle, part_body
+from tapestryd.training.codec import encoded_bytes
 from tests.simulation.run import FRAGMENTS, RUN, name_of, signature_of, signed
 
 FRAME = 12
@@ -42,6 +44,11 @@ class Costs:
     @property
     def led(self) -> int:
         return (self.peers - 1) * self.roster
+
+    @property
+    def each(self) -> float:
+        """Of a round that everybody leads in turn."""
+        return self.sent + self.led / self.peers
 
     @property
     def looked(self) -> float:
@@ -79,6 +86,13 @@ def costs(peers: int, *, delegated: bool = False) -> Costs:
     )  # fmt: skip
 
 
+def vectors(peers: int, elements: int, bits: int) -> int:
+    """Bytes of vectors that a peer sends in a round of one of four fragments: a share of its offer to each of the others, and its
+    own part to each of them."""
+    share = encoded_bytes(elements // 4 // peers, bits, 256)
+    return (peers - 1) * (share + BITMAP_BYTES + share)
+
+
 def table(rows: Sequence[Costs]) -> str:
     lines = ["peers   call  roster  offer+part heads   vote  presence  certificate | a peer sends  the leader more  reads/s"]
     lines += [
@@ -97,6 +111,15 @@ def test_what_a_round_costs_in_control() -> None:
         of_vote = (twice.vote - one.vote) / one.peers
         print(f"{one.peers:3} → {twice.peers:3}: a member adds {each:.0f} bytes to a roster, {of_vote:.0f} to a vote")
     assert [row.call for row in rows] == [rows[0].call] * len(rows)
+
+
+def test_control_beside_ten_million_parameters() -> None:
+    """The goal: under 1 % of what moves, at 8 peers."""
+    print("\npeers  control, 10 M parameters: 8 bits   4 bits")
+    for peers in (4, 8, 16, 32, 64):
+        shares = [costs(peers).each / vectors(peers, 10_000_000, bits) for bits in (8, 4)]
+        print(f"{peers:5}{shares[0]:33.2%}{shares[1]:9.2%}")
+        assert peers > 8 or max(shares) < 0.01
 
 
 def test_the_largest_roster_fits_its_messages() -> None:
