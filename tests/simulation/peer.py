@@ -6,7 +6,7 @@ is named by the digest of what it was made from, so "the same bits" is "the same
 """
 
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from functools import lru_cache
 from hashlib import sha256
 from statistics import median
@@ -48,6 +48,7 @@ from protocols.rounds import (
     TrainerUp,
 )
 from protocols.settling import Vote, coverage_ppm, merkle
+from tapestryd.swarm.silence import Silence
 from tests.simulation.ledger import better
 from tests.simulation.run import AVERAGING, COVERAGE_PPM, FRAGMENTS, GENESIS, LOOK_MS, MIN_PEERS, RUN, SCHEDULE, digest_of, signed, verify
 from tests.simulation.world import Crash, Record, World
@@ -142,6 +143,8 @@ class Work:
         self.started_ms = started_ms
         self.attempt = -1
         self.leaders: list[str] = []
+        self.claim = ABLE
+        """What the leader that is being called was told."""
         self.meeting: Meeting | None = None
         self.settling = False
         self.asked: set[str] = set()
@@ -204,6 +207,7 @@ class Peer:
         self.work: Work | None = None
         self.parked: dict[tuple[int, str], Parked] = {}
         self.meetings: dict[str, Meeting] = {}
+        self.silence = Silence(SCHEDULE.round_at(self.clock()))
         self.early: dict[str, list[tuple[int, Callable[..., None], tuple[Any, ...]]]] = {}
         self.alarm = 0
         self.published_ms = -PRESENCE_MS
@@ -458,12 +462,13 @@ class Peer:
         if leader == self.name:
             self.lead(work, windows[number])
         else:
-            self.call(work, leader, number, windows[number] + margin)
+            work.claim = self.can
+            self.when(windows[number] + margin, self.attempt, work, number + 1)
+            self.call(work, leader, number)
 
-    def call(self, work: Work, leader: str, number: int, gives_up_ms: int) -> None:
+    def call(self, work: Work, leader: str, number: int) -> None:
         self.spark()
         target = self.world.open(self, leader)
-        self.when(gives_up_ms, self.attempt, work, number + 1)
         if target is None:
             self.later(self.world.gone_ms(), self.attempt, work, number + 1)
             return
@@ -478,13 +483,19 @@ class Peer:
         if abs(work.number - SCHEDULE.round_at(self.clock())) > 1:
             self.world.send(self, caller, caller.answered, work, number, self.name, None)
             return
+        try:
+            self.silence.check(caller.name, work.claim, work.number)
+        except Refused:
+            self.world.send(self, caller, caller.silenced, work, number, self.name, acked)
+            return
         for other in list(self.parked):
             parked = self.parked[other]
             if parked.callers.pop(caller.name, None) and not parked.callers and not parked.led:
                 del self.parked[other]
         if key not in self.parked:
             if len(self.parked) >= PARKED:
-                self.close(min(other for other, parked in self.parked.items() if not parked.led), None)
+                idle = [other for other, parked in self.parked.items() if not parked.led]
+                self.close(min(idle, key=lambda other: (len(self.parked[other].callers), -other[0])), None)
             self.parked[key] = Parked()
         parked = self.parked[key]
         if len(parked.callers) >= ROSTER_MEMBERS - 1:
@@ -495,6 +506,16 @@ class Peer:
         if parked.led and self.work is not None and set(self.work.others) <= set(parked.callers):
             self.roster_closes(self.work)
 
+    def silenced(self, work: Work, number: int, leader: str, acked: list[bool]) -> None:
+        """The leader that we called would have us reduce nothing."""
+        acked.append(True)
+        if self.work is work and work.attempt == number and work.meeting is None:
+            if work.claim.rate and self.silence.ours(work.number):
+                work.claim = UNABLE
+                self.call(work, leader, number)
+            else:
+                self.attempt(work, number + 1)
+
     def answered(self, work: Work, number: int, leader: str, roster: Json | None) -> None:
         """By the leader that we called, if we still listen to it."""
         if self.work is not work or work.attempt != number or work.meeting is not None:
@@ -504,7 +525,7 @@ class Peer:
                 raise Refused(Reason.OTHER_ROUND, "no roster here")
             made = accept(
                 roster, run=RUN, round=work.number, fragment=work.number % FRAGMENTS, before=work.before.base, me=self.name,
-                claim=self.can, leader=leader, min_peers=MIN_PEERS, verify=verify,
+                claim=work.claim, leader=leader, min_peers=MIN_PEERS, verify=verify,
             )  # fmt: skip
         except Refused as refused:
             self.world.ledger.refused[refused.reason.value] += 1
@@ -526,7 +547,7 @@ class Peer:
             return
         callers = self.parked[key].callers
         members = order(RUN, work.number, {self.name, *callers})
-        claims = [(self if name == self.name else callers[name][0]).can for name in members]
+        claims = [self.can if name == self.name else callers[name][1].claim for name in members]
         if len(members) < MIN_PEERS or not any(claim.rate for claim in claims):
             self.close(key, None)
             self.attempt(work, work.attempt + 1)
@@ -648,8 +669,14 @@ class Peer:
         self.repair(work)
 
     def settling_ends(self, work: Work) -> None:
-        if self.member.state is State.SETTLING:
-            self.stage_ends(work, Failed(work.number, "no_majority" if work.vote else "missing_part"))
+        if self.work is work and self.member.state is State.SETTLING:
+            self.unsettled(work, "no_majority" if work.vote else "missing_part")
+
+    def unsettled(self, work: Work, reason: str) -> None:
+        meeting = work.meeting
+        assert meeting is not None
+        self.silence.lost(meeting.roster, [peer for place, peer in enumerate(meeting.reducers) if place not in meeting.parts], self.name)
+        self.stage_ends(work, Failed(work.number, reason))
 
     def repair(self, work: Work) -> None:
         """Fetch what is missing from a voter that agrees with what is here, first from those who voted as most did."""
@@ -690,7 +717,7 @@ class Peer:
         parts = tuple(meeting.parts[place] for place in range(len(meeting.reducers)))
         coverage = coverage_ppm([1] * len(parts), [count for _, count in parts], len(meeting.members))
         if coverage < COVERAGE_PPM:
-            self.stage_ends(work, Failed(work.number, "coverage"))
+            self.unsettled(work, "coverage")
             return
         root = root_of(parts)
         after = root if not self.wrong or self.world.random() >= self.wrong else self.name
@@ -739,7 +766,7 @@ class Peer:
         if won is None and len(ballots) < len(meeting.members):
             return
         if won != work.vote:
-            self.stage_ends(work, Failed(work.number, "outvoted" if won else "no_majority"))
+            self.unsettled(work, "outvoted" if won else "no_majority")
             return
         work.certificate = [name for name, (vote, _) in meeting.ballots.items() if vote == won]
         self.stage_ends(work, Settled(work.number))
@@ -852,24 +879,27 @@ class Peer:
             return False
         return bool((yield from self.replay(target, donors)))
 
-    def entry(self, donors: tuple[str, ...], height: int, target: Tip) -> Generator[Question, Any, Entry | None]:
+    def entry(self, donors: Sequence[str], height: int, target: Tip) -> Generator[Question, Any, tuple[str, Entry] | None]:
+        """(who has it, what it is)."""
         for donor in donors:
             data = yield donor, "entry", height
             entry = self.parsed(data)
             if entry is not None and entry.vote.height == height and (height < target.height or entry.tip == target):
-                return entry
+                return donor, entry
         return None
 
-    def replay(self, target: Tip, donors: tuple[str, ...]) -> Generator[Question, Any, bool | None]:
-        """None: nobody had an entry that we need. False: their log does not go on from our base."""
+    def replay(self, target: Tip, donors: Sequence[str]) -> Generator[Question, Any, bool | None]:
+        """None: nobody had an entry that goes on from our base, or from another one. False: somebody's log is of another branch."""
+        able, parted = list(donors), False
         while self.tip is not None and self.tip.height < target.height:
-            entry = yield from self.entry(donors, self.tip.height + 1, target)
-            if entry is None:
-                return None
-            if entry.vote.before != self.tip.base:
-                return False
+            found = yield from self.entry(able, self.tip.height + 1, target)
+            if found is None:
+                return False if parted else None
+            donor, entry = found
             if not follows(entry, self.tip, self.disk.last_round):
-                return None
+                parted |= entry.vote.before != self.tip.base
+                able.remove(donor)
+                continue
             self.keep(entry)
             self.spark()
             self.moved(entry.tip)
@@ -882,9 +912,10 @@ class Peer:
         aside: Tip | None = None
         last_round, taken = -1, list[Entry]()
         for height in range(max(1, self.tip.height - BRANCH), target.height + 1):
-            entry = yield from self.entry(donors, height, target)
-            if entry is None:
+            found = yield from self.entry(donors, height, target)
+            if found is None:
                 return False
+            _, entry = found
             if aside is None:
                 own = self.disk.entry(height)
                 if own is not None and own.tip == entry.tip:
