@@ -20,7 +20,7 @@ ROOMS = {
     },
     "tapestryd.swarm": {"protocols", "tapestryd.swarm", "tapestryd.errors", "torch", "hivemind", "multiaddr"},
     "tapestryd.host": {"protocols", "tapestryd.host", "tapestryd.training", "tapestryd.errors", "tapestryd.config", "tapestryd.settings",
-                       "tapestryd.__version__", "torch", "numpy", "transformers", "cryptography", "aiohttp"},
+                       "tapestryd.__version__", "torch", "numpy", "transformers", "cryptography", "aiohttp", "pynvml"},
     "tapestryd.config": {"protocols", "tapestryd.errors", "tapestryd.settings"},
     "tapestryd.settings": {"protocols", "tapestryd.errors", "multiaddr"},
     "tapestryd.screen": {"protocols"},

@@ -37,11 +37,18 @@ LASTING = (Reason.USER, Reason.SCHEDULE, Reason.TRANSFER_CAP)
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One of those that we train on. `others`: programs of others that compute on it; `others_util`: their share of it, 0 to 1."""
+    """`others`: programs of others that compute on it; `util`, `others_util`: share of the time that it works, for all and for
+    them, 0 to 1. `id`: "GPU-" and a UUID, or "pci:" and an address. Only heat and others matter here; the rest is for people."""
 
     temperature_c: float | None = None
     others: int | None = None
     others_util: float | None = None
+    util: float | None = None
+    memory_used_bytes: int | None = None
+    memory_bytes: int | None = None
+    power_w: float | None = None
+    id: str = ""
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +62,7 @@ class Moved:
 @dataclass(frozen=True, slots=True)
 class Readings:
     """What the sensors say; None: not known. `zone`: what the clocks on the wall here go by. `input_s`: Unix time of the latest
-    key, click or touch. `battery`, `load` (the CPUs' use by others): 0 to 1. `gpus`: empty where we train on the CPU.
+    key, click or touch. `battery`, `load` (the CPUs' use by others): 0 to 1. `gpus`: those that we train on.
     `running`: names of programs that run. `free_bytes`: of the disk that we write to."""
 
     zone: tzinfo = UTC
