@@ -131,7 +131,7 @@ GPUS = st.builds(Gpu, st.none() | st.floats(20, 110), st.none() | st.integers(0,
 READINGS = st.builds(
     Readings,
     zone=st.sampled_from([UTC, ZoneInfo("Europe/Berlin"), ZoneInfo("America/Havana")]),
-    input_s=st.none() | st.floats(NOON - 600, NOON + 60),
+    input_s=st.none() | st.floats(NOON - 600, NOON),
     on_battery=st.none() | st.booleans(),
     battery=SHARES,
     metered=st.none() | st.booleans(),
