@@ -30,6 +30,7 @@ from tapestryd.host.clock import now_ms
 from tapestryd.host.keys import Identity, verify
 from tapestryd.host.store import StateDir
 from tapestryd.host.systemd import Notifier
+from tapestryd.host.watch import Watch
 from tapestryd.picture import picture
 from tapestryd.session import Session
 from tapestryd.story import certificate
@@ -56,6 +57,7 @@ class Daemon:
         self._state: StateDir
         self._identity: Identity
         self._door: Doorkeeper
+        self._watch: Watch
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -63,7 +65,8 @@ class Daemon:
         try:
             self._identity = Identity.load_or_make(self._state.path / "identity.key")
             self._door = Doorkeeper(self.config.trust, self._state, now_ms)
-            api = Api(Answers(self).routes, self.config.api.socket)
+            self._watch = Watch(self.status, now_ms)
+            api = Api(Answers(self, self._watch).routes, self.config.api.socket)
             await api.start()
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self._stopping.set)
@@ -80,6 +83,7 @@ class Daemon:
                 await self._end_session()
                 await self._door.close()
                 says.cancel()
+                self._watch.events.close()
                 await api.stop()
         finally:
             self._state.close()
@@ -93,7 +97,7 @@ class Daemon:
         watchdog = asyncio.create_task(self._notifier.watchdog())
         try:
             while True:
-                status = self.status()
+                status = self._watch.look()
                 run = f" run {status.run.name} height {status.run.height}" if status.run else ""
                 self._notifier.status(f"{status.state}{run}" + (f" ({', '.join(status.reasons)})" if status.reasons else ""))
                 await asyncio.sleep(2)
@@ -131,7 +135,7 @@ class Daemon:
             await node.stop()
             raise StateFault(f"{self._identity.path}: p2pd reads another identity in it; restore it from a backup")
         self._state.current = str(invite)
-        self.session = Session(self.config, self._identity, self._state.run(invite.run_id), node, self._keep_peers, self._fail)
+        self.session = Session(self.config, self._identity, self._state.run(invite.run_id), node, self._watch, self._keep_peers, self._fail)
         await self.session.start()
         return invite.run_id
 

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from protocols.control import ROUND_RESULTS, Story
@@ -34,14 +34,15 @@ class Mark:
 
 
 class History:
-    """`meter` and `refusals`: the node's own, counted on from outside."""
+    """`meter` and `refusals`: the node's own, counted on from outside. `tell` is handed every story from now on."""
 
-    def __init__(self, store: RunStore, me: str, meter: Meter, refusals: Counter[str]) -> None:
+    def __init__(self, store: RunStore, me: str, meter: Meter, refusals: Counter[str], tell: Callable[[Story], None]) -> None:
         self.stories: deque[Story] = deque(store.stories(), maxlen=STORIES)
         self._store = store
         self._me = me
         self._meter = meter
         self._refusals = refusals
+        self._tell = tell
         self._round: Mark | None = None
 
     @property
@@ -108,6 +109,7 @@ class History:
 
     def _keep(self, told: Story) -> None:
         self.stories.append(told)
+        self._tell(told)
         try:
             self._store.tell(told)
         except DiskFull as error:

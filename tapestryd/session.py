@@ -27,6 +27,7 @@ from tapestryd.history import History
 from tapestryd.host.clock import now_ms
 from tapestryd.host.keys import Identity, verify
 from tapestryd.host.store import RunStore
+from tapestryd.host.watch import Watch
 from tapestryd.keeper import Keeper
 from tapestryd.neighbours import Neighbours
 from tapestryd.roll import Roll
@@ -59,12 +60,12 @@ _ROOM_S = 30.0
 
 
 class Session:
-    """Starts with a run id and addresses to ask; the rules may still have to be fetched. `keep_peers(addresses)` is told
-    where the run can be found again; `failed(error)` is called once if the session cannot go on."""
+    """Starts with a run id and addresses to ask; the rules may still have to be fetched. `watch` is told of every change;
+    `keep_peers(addresses)`, where the run can be found again; `failed(error)` is called once if the session cannot go on."""
 
     def __init__(
         self, config: DaemonConfig, identity: Identity, store: RunStore, node: Node,
-        keep_peers: Callable[[Sequence[str]], None], failed: Callable[[BaseException], None],
+        watch: Watch, keep_peers: Callable[[Sequence[str]], None], failed: Callable[[BaseException], None],
     ) -> None:  # fmt: skip
         self.config = config
         self.identity = identity
@@ -74,11 +75,12 @@ class Session:
         self._fetcher = Fetcher(node, store.run_id, verify)
         self.neighbours = Neighbours(node, store.run_id, verify, self._fetcher, self._look)
         self.reach = Reach(node, self.neighbours.addresses_of)
-        self.history = History(store, node.peer_id, node.meter, node.refusals)
+        self.history = History(store, node.peer_id, node.meter, node.refusals, watch.told)
         self.addresses: list[str] = []
         self.member: rounds.Member | None = None
         self.roll: Roll | None = None
         self.supervisor: Supervisor | None = None
+        self._changed: Callable[[], object] = watch.look
         self._keep_peers = keep_peers
         self._failed = failed
         self._tasks: set[asyncio.Task[None]] = set()
@@ -278,6 +280,7 @@ class Session:
             self._reasons = member.reasons
             why = f" ({', '.join(member.reasons)})" if member.reasons else ""
             log.info("round=%d %s→%s%s", member.round, was.value, member.state.value, why)
+            self._changed()
         for effect in effects:
             self._perform(effect)
         if member.state in _FOLLOWING:

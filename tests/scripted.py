@@ -9,6 +9,8 @@ from protocols.control import Averaging, Ban, Certificate, Heldout, Network, Pee
 from tapestryd.errors import LocalFault
 from tapestryd.host.answers import Answers
 from tapestryd.host.api import Api
+from tapestryd.host.clock import now_ms
+from tapestryd.host.watch import Watch
 
 PEER = "12D3KooWAfPDpPRRRBrmqy9is2zjU5srQ4hKuZitiGmh4NTTpS2d"
 OTHERS = [PEER[:-4] + end for end in ("nQ8b", "wZZa")]
@@ -62,6 +64,7 @@ class Scripted:
         self.asked: list[object] = []
         self.fault: Exception | None = None
         self.exports = exports
+        self.watch = Watch(self.status, now_ms)
         self.stories = [replace(STORY, round=number) for number in range(30, 41)]
 
     def status(self) -> Status:
@@ -128,7 +131,7 @@ class Served:
             raise
 
     async def _made(self) -> Api:
-        return Api(Answers(self.operator).routes, self.socket)
+        return Api(Answers(self.operator, self.operator.watch).routes, self.socket)
 
     def run(self, job):  # type: ignore[no-untyped-def]
         return asyncio.run_coroutine_threadsafe(job, self._loop).result(10)

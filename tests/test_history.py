@@ -24,7 +24,7 @@ from tests.swarm.test_round import by_lead, cut_off
 
 async def lived(peer: Peer, seen: list[str]) -> Story:
     """A whole round, told as the session has it told."""
-    history = History(peer.keeper.store, peer.node.peer_id, peer.node.meter, peer.node.refusals)
+    history = History(peer.keeper.store, peer.node.peer_id, peer.node.meter, peer.node.refusals, lambda _: None)
     averaging, event = peer.averaging, None
     history.enter(State.STOPPING)
     peer.begin(seen)
@@ -123,7 +123,7 @@ def test_no_round_is_held_twice_on_one_lineage(tmp_path: Path) -> None:
 
 
 def history(path: Path, refusals: Counter[str] | None = None, meter: Meter | None = None) -> History:
-    return History(RunStore(path, RUN), "me", meter or Meter(), Counter() if refusals is None else refusals)
+    return History(RunStore(path, RUN), "me", meter or Meter(), Counter() if refusals is None else refusals, lambda _: None)
 
 
 def test_refusals_and_bytes_are_those_of_the_round(tmp_path: Path) -> None:

@@ -14,8 +14,10 @@ from protocols import limits
 from protocols.rounds import CatchUpFailed, Event, Hindered
 from tapestryd import session as session_module
 from tapestryd.config import DaemonConfig, Storage, TrainerChoice
+from tapestryd.host.clock import now_ms
 from tapestryd.host.keys import Identity
 from tapestryd.host.store import RunStore
+from tapestryd.host.watch import Watch
 from tapestryd.session import Session
 from tapestryd.swarm import draw
 from tapestryd.swarm import node as node_module
@@ -23,6 +25,7 @@ from tapestryd.swarm.node import Node
 from tapestryd.swarm.streams import Gone, Stream
 from tests.lineages import PEOPLE, Line
 from tests.people import Person
+from tests.scripted import STATUS
 from tests.swarm.rooms import address, go, start, until
 from tests.swarm.test_lineage import drip, grown
 from tests.test_keeper import begin
@@ -37,7 +40,7 @@ async def session(
     node = await start(person, folder, f"tapestry/1/{store.run_id}", [await address(other) for other in there])
     identity = Identity.load_or_make(folder / f"{person.name}.key")
     config = replace(DaemonConfig(), trainer=TrainerChoice(enabled=False), storage=Storage(min_free_bytes=min_free_bytes))
-    made = Session(config, identity, store, node, lambda _: None, failures.append)
+    made = Session(config, identity, store, node, Watch(lambda: STATUS, now_ms), lambda _: None, failures.append)
     await made.start()
     try:
         yield made

@@ -15,9 +15,11 @@ from aiohttp import web
 from protocols import TREATY
 from protocols.control import Ban, Certificate, Peer, Status, Story
 from tapestryd.host.clock import now_ms
-from tapestryd.host.fields import Doc, Flag, Line, PeerId, Seconds, Target, Text, Whole
+from tapestryd.host.fields import Doc, Flag, Line, Names, PeerId, Seconds, Span, Target, Text, Whole
 from tapestryd.host.operator import Operator
 from tapestryd.host.route import Refusal, Route
+from tapestryd.host.trends import KEPT_S, SERIES
+from tapestryd.host.watch import Watch
 
 READY = ("syncing", "training", "averaging", "paused")
 """States of a member of a run, as /readyz and `tapestry wait --for joined` mean it."""
@@ -63,9 +65,18 @@ class Export:
         return cls(hashlib.sha256(listed.encode()).hexdigest()[:16], folder, tuple(files))
 
 
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """A sentence of Status.health, and since when it has held, in ms of Unix time."""
+
+    says: str
+    since_ms: int
+
+
 class Answers:
-    def __init__(self, operator: Operator) -> None:
+    def __init__(self, operator: Operator, watch: Watch) -> None:
         self._operator = operator
+        self._watch = watch
         self._export: Export | None = None
         self._exporting = asyncio.Lock()
         self.routes = (*self._reads(), *self._changes())
@@ -79,6 +90,7 @@ class Answers:
                 {"ready": bool}, {"verbose": Flag()}, others=(HTTPStatus.SERVICE_UNAVAILABLE,),
             ),
             Route("GET", "/v1/status", "Everything about this peer at this moment.", self._status, Status),
+            Route("GET", "/v1/health", "What is not well, and since when.", self._health, {"healthy": bool, "health": list[Trouble]}),
             Route("GET", "/v1/peers", "The peers, as in the status.", self._peers, {"peers": list[Peer]}),
             Route(
                 "GET", "/v1/rounds", "The latest rounds as this node lived them, newest last.", self._rounds,
@@ -94,6 +106,16 @@ class Answers:
                 {"id": str, "name": str, "invite": str, "rules_toml": str | None}, others=(none,),
             ),
             Route("GET", "/v1/bans", "The bans in force.", self._bans, {"bans": list[InForce]}),
+            Route(
+                "GET", "/v1/history", "How numbers went lately: means over `step_s` each, null where there was none.", self._history,
+                {"from_ms": int, "step_s": int, "series": dict[str, list[float | None]]},
+                {"metric": Names(tuple(SERIES)), "range": Span(KEPT_S, 3_600)},
+            ),
+            Route(
+                "GET", "/v1/events", "Changes of state, of health, and stories, as they happen, or from the event `since` on.",
+                self._events, asks={"since": Text(""), "status": Flag()}, media="text/event-stream",
+                others=(HTTPStatus.SERVICE_UNAVAILABLE,),
+            ),
         )  # fmt: skip
 
     def _changes(self) -> tuple[Route, ...]:
@@ -112,7 +134,8 @@ class Answers:
             Route("POST", "/v1/export", "Export the Shared Base.", self._make_export, {"id": str, "files": list[File]}),
             Route(
                 "GET", "/v1/export/{name}", "One file of the latest export.", self._send_export,
-                asks={"name": Text(), "id": Text()}, media="application/octet-stream", others=(HTTPStatus.NOT_FOUND,),
+                asks={"name": Text(), "id": Text()}, media="application/octet-stream",
+                others=(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT),
             ),
         )  # fmt: skip
 
@@ -129,6 +152,10 @@ class Answers:
 
     async def _status(self) -> Doc:
         return self._operator.status().to_json()
+
+    async def _health(self) -> Doc:
+        troubles = [asdict(Trouble(says, since_ms)) for says, since_ms in self._watch.health.items()]
+        return {"healthy": not troubles, "health": troubles}
 
     async def _peers(self) -> Doc:
         return {"peers": self._operator.status().to_json()["peers"]}
@@ -156,6 +183,12 @@ class Answers:
             return None if ban.until_ms is None else round((ban.until_ms - now_ms()) / 1000, 1)
 
         return {"bans": [asdict(InForce(**asdict(ban), left_s=left_s(ban))) for ban in self._operator.bans()]}
+
+    async def _history(self, metric: tuple[str, ...], range: int) -> Doc:
+        return self._watch.trends.of(metric, range, now_ms())
+
+    async def _events(self, request: web.Request, since: str, status: bool) -> web.StreamResponse:
+        return await self._watch.events.listen(request, since or request.headers.get("Last-Event-ID", ""), status)
 
     async def _join(self, target: str) -> Doc:
         return {"said": await self._operator.join(target)}

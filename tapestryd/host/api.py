@@ -5,7 +5,7 @@ Whoever can open the socket may read; who may change things, control_socket.may_
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Sequence
 from http import HTTPStatus
 from pathlib import Path
 from socket import socket as Socket
@@ -14,6 +14,7 @@ from aiohttp import web
 
 from protocols import limits
 from tapestryd.host import control_socket
+from tapestryd.host.openapi import documented
 from tapestryd.host.route import Handler, Refusal, Route, answer_faults
 
 logger = logging.getLogger(__name__)
@@ -25,10 +26,10 @@ HOSTS = ("localhost", "tapestry")
 class Api:
     """Serves `routes` on one socket, from start to stop, in the running event loop."""
 
-    def __init__(self, routes: Iterable[Route], socket: Path) -> None:
+    def __init__(self, routes: Sequence[Route], socket: Path) -> None:
         self._path = socket
         app = web.Application(middlewares=[answer_faults, _guard], client_max_size=limits.CONTROL_BYTES, logger=logger)
-        for route in routes:
+        for route in documented(routes):
             app.router.add_route(route.method, route.path, route.serve)
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=2.0)
         self._bound: tuple[Socket, int] | None = None

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from protocols.identity import public_key
 from protocols.refusal import Refused
+from tapestryd.settings import parse_duration
 
 Doc = dict[str, Any]
 
@@ -45,7 +46,8 @@ class Whole:
         return int(value)
 
     def schema(self) -> Doc:
-        return {"type": "integer", "minimum": self.least, "maximum": self.most}
+        default = {} if self.default is None else {"default": self.default}
+        return {"type": "integer", "minimum": self.least, "maximum": self.most, **default}
 
     def _must(self) -> str:
         return f"must be a whole number from {self.least} to {self.most}"
@@ -75,6 +77,44 @@ class Text:
 
     def schema(self) -> Doc:
         return {"type": "string"}
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A duration as people write it, "90s" or "24h", in whole seconds."""
+
+    most_s: int
+    default: int
+
+    def read(self, value: Any) -> int:
+        seconds = parse_duration(str(value))
+        if not 1 <= seconds <= self.most_s:
+            raise ValueError(f"must be from 1 to {self.most_s} seconds")
+        return int(seconds)
+
+    def schema(self) -> Doc:
+        return {"type": "string", "pattern": r"^([0-9]{1,9}(\.[0-9]{1,9})?(ms|s|m|h|d))+$", "default": f"{self.default}s"}
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Some of `known`, with commas between them; all of them where a query names none."""
+
+    known: tuple[str, ...]
+
+    @property
+    def default(self) -> tuple[str, ...]:
+        return self.known
+
+    def read(self, value: Any) -> tuple[str, ...]:
+        names = tuple(dict.fromkeys(str(value).split(",")))
+        if not set(names) <= set(self.known):
+            raise ValueError(f"must be one or more of {', '.join(self.known)}, with commas between them")
+        return names
+
+    def schema(self) -> Doc:
+        one = f"({'|'.join(self.known)})"
+        return {"type": "string", "pattern": f"^{one}(,{one})*$"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +170,7 @@ class Target:
     """What to join. The one field that a body must have."""
 
     def read(self, value: Any) -> str:
-        if not isinstance(value, str) or not value.startswith(("tapestry:", "/")):
+        if not isinstance(value, str) or not value.startswith(("tapestry:", "/")) or not value.isprintable():
             raise ValueError("must be an invite, tapestry:…, or the absolute path of a run.toml")
         return value
 

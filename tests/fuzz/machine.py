@@ -95,7 +95,8 @@ def _served() -> asyncio.AbstractEventLoop:
     exports = _folder() / "exports"
     exports.mkdir()
     loop = asyncio.new_event_loop()
-    api = Api(Answers(Scripted(exports)).routes, _socket())
+    operator = Scripted(exports)
+    api = Api(Answers(operator, operator.watch).routes, _socket())
     loop.run_until_complete(api.start())
     atexit.register(lambda: (loop.run_until_complete(api.stop()), loop.run_until_complete(loop.shutdown_default_executor()), loop.close()))
     return loop

@@ -153,6 +153,7 @@ def test_refusals_are_problem_documents(served: Served, method: str, target: str
     assert (got, answer["status"], headers["Content-Type"].partition(";")[0]) == (status, status, "application/problem+json")
     assert sentence in answer["detail"]
     assert answer["title"]
+    assert ("Allow" in headers) == (status == 405)
     assert served.operator.asked == []
 
 
