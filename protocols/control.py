@@ -29,10 +29,13 @@ class Exit(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Self:
+    """`dashboard`: where a browser on this machine finds the page; empty: nowhere."""
+
     peer_id: str
     name: str
     addrs: tuple[str, ...]
     pid: int
+    dashboard: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -142,6 +142,17 @@ def resume(options: argparse.Namespace, client: Client) -> int:
     return _said(options, client.ask("POST", "/v1/resume", {}))
 
 
+def dashboard(options: argparse.Namespace, client: Client) -> int:
+    link = client.ask("POST", "/v1/dashboard", {})
+    screens = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    if not (options.print or options.json) and screens and os.geteuid() != 0:  # nobody's browser should run as root
+        import webbrowser  # only who opens one waits for it
+
+        if webbrowser.open(link["url"]):
+            return _said(options, link)
+    return _show(options, link, lambda link: f"{link['url']}\n{link['said']}\n")
+
+
 def shutdown(options: argparse.Namespace, client: Client) -> int:
     return _said(options, client.ask("POST", "/v1/shutdown", {}))
 
@@ -269,6 +280,8 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--timeout", type=_duration, default=300.0, metavar="5m", help="then exit 124, saying the last state (5m)")
     one = add(verbs, "export", export_base, "write the Shared Base as a Hugging Face folder")
     one.add_argument("folder", type=Path, metavar="DIR", help="a new or an empty folder")
+    one = add(verbs, "dashboard", dashboard, "open this machine's page in a browser, by a link that may pause and resume")
+    one.add_argument("--print", action="store_true", help="print the link instead, as is done where no browser can be opened")
     add(verbs, "shutdown", shutdown, "stop the daemon")
     add(verbs, "version", version, "the version of this command and of the daemon")
     lineage = add(

@@ -56,6 +56,18 @@ class Api:
 
 
 @dataclass(frozen=True, slots=True)
+class Dashboard:
+    """`listen`: a loopback address and a port; port 0: any free one, which `tapestry dashboard --print` tells. Whoever can connect
+    there may read; with `enabled` false nobody can. `allowed_hosts`: names under which a browser may ask for the page, beside
+    IP addresses. `writes`: token (with a link that `tapestry dashboard` makes) | never."""
+
+    enabled: bool = True
+    listen: str = "127.0.0.1:8470"
+    allowed_hosts: tuple[str, ...] = ("localhost",)
+    writes: str = "token"
+
+
+@dataclass(frozen=True, slots=True)
 class Log:
     """`level`: error | warning | info | debug. `format`: auto | text | json."""
 
@@ -93,6 +105,7 @@ class DaemonConfig:
     network: Network = field(default_factory=Network)
     trainer: TrainerChoice = field(default_factory=TrainerChoice)
     api: Api = field(default_factory=Api)
+    dashboard: Dashboard = field(default_factory=Dashboard)
     log: Log = field(default_factory=Log)
     storage: Storage = field(default_factory=Storage)
     trust: Trust = field(default_factory=Trust)
@@ -282,7 +295,7 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     near = ends or difflib.get_close_matches(name, known, 1, 0.6)
     if near:
         return f"; did you mean {near[0]}?"
-    return "; there are " + ", ".join(known if len(known) < 10 else sorted({key.partition(".")[0] + ".…" for key in known}))
+    return "; there are " + ", ".join(known if len(known) < 20 else sorted({key.partition(".")[0] + ".…" for key in known}))
 
 
 def _word(key: str) -> str:

@@ -27,6 +27,7 @@ from tapestryd.founding import adopt
 from tapestryd.host.answers import Answers
 from tapestryd.host.api import Api
 from tapestryd.host.clock import now_ms
+from tapestryd.host.dashboard import Dashboard
 from tapestryd.host.keys import Identity, verify
 from tapestryd.host.store import StateDir
 from tapestryd.host.systemd import Notifier
@@ -58,6 +59,7 @@ class Daemon:
         self._identity: Identity
         self._door: Doorkeeper
         self._watch: Watch
+        self._dashboard: Dashboard
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -66,8 +68,11 @@ class Daemon:
             self._identity = Identity.load_or_make(self._state.path / "identity.key")
             self._door = Doorkeeper(self.config.trust, self._state, now_ms)
             self._watch = Watch(self.status, now_ms)
-            api = Api(Answers(self, self._watch).routes, self.config.api.socket)
+            answers = Answers(self, self._watch)
+            self._dashboard = Dashboard(self.config.dashboard, answers.page)
+            api = Api((*answers.routes, self._dashboard.link), self.config.api.socket)
             await api.start()
+            await self._dashboard.start()
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self._stopping.set)
             says = asyncio.create_task(self._say())
@@ -84,6 +89,7 @@ class Daemon:
                 await self._door.close()
                 says.cancel()
                 self._watch.events.close()
+                await self._dashboard.stop()
                 await api.stop()
         finally:
             self._state.close()
@@ -163,7 +169,8 @@ class Daemon:
     # What the operator may ask.
 
     def status(self) -> Status:
-        return picture(self.config, self.session, self._door, self._identity.peer_id, self._began, self._stopping.is_set())
+        door, web, me = self._door, self._dashboard.web, self._identity.peer_id
+        return picture(self.config, self.session, door, web, me, self._began, self._stopping.is_set())
 
     def rounds(self, limit: int) -> list[Story]:
         return list(self.session.history.stories)[-limit:] if self.session else []

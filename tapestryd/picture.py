@@ -9,6 +9,7 @@ from tapestryd import __version__
 from tapestryd.config import DaemonConfig
 from tapestryd.doorkeeper import Doorkeeper
 from tapestryd.host.clock import now_ms
+from tapestryd.host.web import Web
 from tapestryd.session import Session
 
 _WINDOW = 60
@@ -27,23 +28,15 @@ _HEALTH = {
 
 
 def picture(
-    config: DaemonConfig, session: Session | None, door: Doorkeeper, peer_id: str, began: float, stopping: bool
+    config: DaemonConfig, session: Session | None, door: Doorkeeper, web: Web, peer_id: str, began: float, stopping: bool
 ) -> control.Status:  # fmt: skip
     """`began`: time.monotonic() of the daemon's start."""
-    if session is None:
-        return _status(config, door, peer_id, began, "stopping" if stopping else "idle", None)
-    member = session.member
-    state = "stopping" if stopping else "joining" if member is None else _STATES[member.state]
-    return _status(config, door, peer_id, began, state, session)
-
-
-def _status(
-    config: DaemonConfig, door: Doorkeeper, peer_id: str, began: float, state: str, session: Session | None
-) -> control.Status:  # fmt: skip
     trainer = control.Trainer(state="off")
+    state = "idle"
     reasons: tuple[str, ...] = ()
-    health: list[str] = []
+    health = [web.trouble] if web.trouble else []
     if session is not None:
+        state = _STATES[session.member.state] if session.member else "joining"
         reasons = session.member.reasons if session.member else ("no_rules",)
         health += [_HEALTH[reason] for reason in reasons if reason in _HEALTH]
         if session.roll and session.roll.trouble:
@@ -55,9 +48,9 @@ def _status(
     stories = session.history.rounds[-_WINDOW:] if session else []
     return control.Status(
         version=__version__,
-        self=control.Self(peer_id, config.node.name, tuple(session.addresses) if session else (), os.getpid()),
+        self=control.Self(peer_id, config.node.name, tuple(session.addresses) if session else (), os.getpid(), web.url),
         uptime_s=round(time.monotonic() - began, 1),
-        state=state,
+        state="stopping" if stopping else state,
         reasons=reasons,
         health=tuple(health),
         run=_run(session) if session else None,

@@ -49,6 +49,21 @@ def parse_size(text: str) -> int:
     return int(float(match[1]) * _UNITS_BYTES[match[2]])
 
 
+def endpoint(text: str) -> tuple[str, int]:
+    """ "127.0.0.1:8470", "[::1]:8470" → (address, port). Raises ValueError with a sentence."""
+    import ipaddress  # only who listens pays for it
+
+    host, _, port = text.rpartition(":")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    try:
+        address = ipaddress.ip_address(bare)
+        if (address.version == 6) != (bare != host) or not re.fullmatch(r"\d{1,5}", port, re.ASCII) or int(port) > 65535:
+            raise ValueError
+    except ValueError:
+        raise ValueError('must be an IP address and a port; write it like "127.0.0.1:8470" or "[::1]:8470"') from None
+    return bare, int(port)
+
+
 _MUST = {
     "flag": "must be true or false",
     "whole": "must be a whole number, without quotes",
@@ -141,6 +156,24 @@ def _socket(value: Path, folder: Path) -> Path:
     return value
 
 
+def _loopback(value: str, folder: Path) -> str:
+    import ipaddress
+
+    host, port = endpoint(value)
+    if not ipaddress.ip_address(host).is_loopback:
+        raise ValueError(
+            f"must be of this machine alone, such as 127.0.0.1:{port}; from elsewhere go through ssh: ssh -L {port}:127.0.0.1:{port} HOST"
+        )
+    return value
+
+
+def _hosts(value: tuple[str, ...], folder: Path) -> tuple[str, ...]:
+    for name in value:
+        if not re.fullmatch(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", name, re.ASCII):
+            raise ValueError(f"{name[:80]!r} is not the name of a host in small letters, without a port; write it like dashboard.example")
+    return value
+
+
 def _serve(value: int, folder: Path) -> int:
     if 0 < value < SERVE_BYTES:
         raise ValueError('must be "0", for no limit, or at least "256 KiB": with less nobody who catches up would ever get there')
@@ -200,6 +233,9 @@ CHECKS: dict[str, Callable[[Any, Path], Any]] = {
     "network.bootstrap": _multiaddrs(0, peer=True),
     "network.max_serve": _serve,
     "api.socket": _socket,
+    "dashboard.listen": _loopback,
+    "dashboard.allowed_hosts": _hosts,
+    "dashboard.writes": _like("token|never", "must be token or never"),
     "log.level": _like("error|warning|info|debug", "must be error, warning, info or debug"),
     "log.format": _like("auto|text|json", "must be auto, text or json"),
     "storage.snapshot_every": _between(1, 1_000_000),

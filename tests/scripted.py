@@ -6,10 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from protocols.control import Averaging, Ban, Certificate, Heldout, Network, Peer, Run, Self, Status, Story, Traffic, Trainer
+from tapestryd.config import Dashboard as Choices
 from tapestryd.errors import LocalFault
 from tapestryd.host.answers import Answers
 from tapestryd.host.api import Api
 from tapestryd.host.clock import now_ms
+from tapestryd.host.dashboard import Dashboard
 from tapestryd.host.watch import Watch
 
 PEER = "12D3KooWAfPDpPRRRBrmqy9is2zjU5srQ4hKuZitiGmh4NTTpS2d"
@@ -53,6 +55,9 @@ IDLE = replace(
     traffic=Traffic(0, 0, {}),
     peers=(),
 )
+
+
+CHOICES = Choices(listen="127.0.0.1:0")
 
 
 class Scripted:
@@ -115,28 +120,33 @@ class Scripted:
 
 
 class Served:
-    """An Api in a thread with an event loop of its own, until closed."""
+    """An Api and a Dashboard in a thread with an event loop of its own, until closed."""
 
-    def __init__(self, operator: Scripted, socket: Path, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, operator: Scripted, socket: Path, loop: asyncio.AbstractEventLoop, choices: Choices = CHOICES) -> None:
         self.operator = operator
         self.socket = socket
+        answers = Answers(operator, operator.watch)
+        self.dashboard = Dashboard(choices, answers.page)
+        self.routes = (*answers.routes, self.dashboard.link)
         self._loop = loop
         self._thread = threading.Thread(target=loop.run_forever)
         self._thread.start()
         self.api = self.run(self._made())
         try:
             self.run(self.api.start())
+            self.run(self.dashboard.start())
         except LocalFault:
             self.close()
             raise
 
     async def _made(self) -> Api:
-        return Api(Answers(self.operator, self.operator.watch).routes, self.socket)
+        return Api(self.routes, self.socket)
 
     def run(self, job):  # type: ignore[no-untyped-def]
         return asyncio.run_coroutine_threadsafe(job, self._loop).result(10)
 
     def close(self) -> None:
+        self.run(self.dashboard.stop())
         self.run(self.api.stop())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()

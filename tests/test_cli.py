@@ -93,6 +93,17 @@ def test_changes_say_what_changed(served: Served, tmp_path: Path) -> None:
     assert json.loads(tapestry(served.socket, "resume", "--json").stdout) == {"schema": 1, "said": "Training goes on."}
 
 
+def test_the_dashboards_link(served: Served) -> None:
+    done = tapestry(served.socket, "dashboard", "--print")
+    url, said = done.stdout.splitlines()
+    assert (done.returncode, url.partition("#")[0]) == (0, served.dashboard.web.url)
+    assert said == "This link works once, within 10 minutes."
+    assert tapestry(served.socket, "dashboard", DISPLAY="", WAYLAND_DISPLAY="").stdout.startswith(served.dashboard.web.url)
+    other = json.loads(tapestry(served.socket, "dashboard", "--json").stdout)["url"]
+    assert other.startswith(served.dashboard.web.url)
+    assert other != url
+
+
 def test_bans_and_whom_an_end_of_an_id_means(served: Served) -> None:
     assert len(json.loads(tapestry(served.socket, "peers", "bans", "--json").stdout)["bans"]) == 2
     assert tapestry(served.socket, "peers", "bans").stdout.splitlines()[1].startswith("12D3…wZZa  configuration  - ")

@@ -26,6 +26,7 @@ READY = ("syncing", "training", "averaging", "paused")
 ROUNDS = 1_000
 _ROUND_MAX = 10**16 - 1
 _REASON_CHARS = 200
+_PAGE = ("/v1/pause", "/v1/resume")
 
 SAID = {"said": str}
 """What a change answers: a sentence that says what changed and until when."""
@@ -79,7 +80,10 @@ class Answers:
         self._watch = watch
         self._export: Export | None = None
         self._exporting = asyncio.Lock()
-        self.routes = (*self._reads(), *self._changes())
+        reads, changes = self._reads(), self._changes()
+        self.routes = (*reads, *changes)
+        self.page = (*reads, *(route for route in changes if route.path in _PAGE))
+        """What the dashboard may ask; changes, with a token."""
 
     def _reads(self) -> tuple[Route, ...]:
         none = HTTPStatus.NOT_FOUND

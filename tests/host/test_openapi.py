@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from tapestryd.host.answers import Answers
 from tapestryd.host.openapi import documented, schema_of
 from tests.host.test_api import ask
 from tests.scripted import IDLE, PEER, Served
@@ -25,8 +24,7 @@ def schema_for(document: Any, method: str, path: str, status: str) -> Draft20201
 
 
 def test_it_names_every_route_and_no_other(document: Any, served: Served) -> None:
-    operator = served.operator
-    routes = documented(Answers(operator, operator.watch).routes)
+    routes = documented(served.routes)
     named = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
     assert named == {(route.method, route.path) for route in routes}
     operations = [one["operationId"] for methods in document["paths"].values() for one in methods.values()]
