@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -26,6 +26,9 @@ from tapestryd.training.text import KINDS, DataEmpty, DataMissing, DataTooSmall,
 log = logging.getLogger(__name__)
 
 BLOCK = 16_384
+DISTINCT_WINDOWS = 1 << 16
+"""Windows that are looked at to count distinct text: half a second's work, and more than release.min_examples can ask for."""
+
 EVERY = 20
 """One block in EVERY is held out where no file is named heldout.*"""
 
@@ -83,13 +86,26 @@ class Corpus:
 
     def batch(self, k: int, sequences: int) -> Tensor:
         """Training batch `k` → (sequences, tokens + 1) int64: windows drawn uniformly from all there are."""
+        return torch.from_numpy(np.stack([self._train.read(start, self._window) for start in self._starts(k, sequences)]))
+
+    def distinct(self, first: int, last: int, sequences: int) -> int:
+        """How many windows' worth of training text the batches from `first` up to, not including, `last` hold: what several
+        windows cover counts once. Nothing is kept for it: the batches are drawn again, the latest DISTINCT_WINDOWS at most."""
+        tokens = self._window - 1
+        first = max(first, last - DISTINCT_WINDOWS // sequences)
+        starts = [start for k in range(first, last) for start in self._starts(k, sequences)]
+        if not starts:
+            return 0
+        gaps = np.diff(np.sort(np.array(starts, dtype=np.int64)))
+        return (int(np.minimum(gaps, tokens).sum()) + tokens) // tokens
+
+    def _starts(self, k: int, sequences: int) -> Iterator[int]:
+        """Where in the training text the windows of batch `k` begin."""
         draws = np.random.Philox(key=self._seed, counter=k << 64).random_raw(sequences)
-        rows = []
         for draw in draws.tolist():
             place = (draw * int(self._first[-1])) >> 64
             span = int(np.searchsorted(self._first, place, "right")) - 1
-            rows.append(self._train.read(self._spans[span][0] + place - int(self._first[span]), self._window))
-        return torch.from_numpy(np.stack(rows))
+            yield self._spans[span][0] + place - int(self._first[span])
 
     def heldout(self, tokens: int) -> Tensor:
         """At most `tokens` targets (but one window at least), spread over the held-out text, always the same ones

@@ -78,6 +78,10 @@ class Replica:
             self.local[part].copy_(new)
         self.theta[part].copy_(new)
 
+    def examples(self, since: int) -> int:
+        """Distinct windows' worth of text in the batches drawn from number `since` on."""
+        return self._corpus.distinct(since, self.counter, self._inner.sequences)
+
     def evaluate(self, tokens: int) -> tuple[float, int] | None:
         """Mean loss of theta itself (not local) on at most `tokens` held-out tokens, in nats per token, and how many; always
         the same ones. None when the text is too small to hold any out. The loss may be non-finite: theta is not ours."""

@@ -94,6 +94,21 @@ def test_batch_k_depends_on_seed_and_k_alone() -> None:
     assert corpus.batch(1 << 62, 3).shape == (3, 10)
 
 
+@given(st.integers(2, 60), st.integers(100, 3000), st.integers(0, 50), st.integers(0, 40), st.integers(1, 6))
+def test_distinct_text_is_counted_once(tokens: int, total: int, first: int, count: int, sequences: int) -> None:
+    """Against the set of all places that a window's targets were predicted from."""
+    corpus = Corpus(counting(total // 2, total - total // 2), None, tokens=tokens, seed=7)
+    covered = {place for k in range(first, first + count) for row in corpus.batch(k, sequences).tolist() for place in row[:-1]}
+    assert corpus.distinct(first, first + count, sequences) == len(covered) // tokens
+
+
+def test_of_many_windows_the_latest_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = Corpus(counting(1 << 20), None, tokens=8, seed=7)
+    assert corpus.distinct(0, 100, 4) > corpus.distinct(90, 100, 4)
+    monkeypatch.setattr(data, "DISTINCT_WINDOWS", 40)
+    assert corpus.distinct(0, 100, 4) == corpus.distinct(90, 100, 4)
+
+
 def test_heldout_is_spread_and_bounded() -> None:
     corpus = Corpus(counting(1000), counting(1001), tokens=10, seed=0)
     assert corpus.heldout_tokens == 1000
