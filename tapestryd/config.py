@@ -147,10 +147,34 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class Release:
+    """What a vector must be to leave this machine; protocols/ledger.md says what each is worth. What is withheld is not lost:
+    it stays in the local model, and in the vector of the fragment's next turn.
+
+    `min_steps`, `min_examples`: local steps, and distinct windows' worth of text, behind a vector. More: each row's part in it is
+    smaller; but a slow machine, or one of little text, is withheld in some rounds, and takes no part in those. 0: off.
+    `delta_clip_norm`: L2 norm that a vector is shortened to, 0: off. Below what `tapestry audit` shows as usual, less is learned.
+    `delta_noise_std`: of the normal noise in each element, as a share of that norm, so it needs one; 0: off. A vector of n
+    elements gets a noise of norm delta_noise_std * delta_clip_norm * sqrt(n), and what others learn from it suffers accordingly.
+    `max_per_hour`: vectors, of all runs together; a round more often than that is withheld. Rounds of 60 s need 60.
+    `max_param_jump`: a base further from the last one than so many of its norms ends the trainer; no outer step does that. Less
+    leaves whoever would make the model tell its data less room, but what a catch-up brings may then be refused, too.
+    """
+
+    min_steps: int = 32
+    min_examples: int = 256
+    delta_clip_norm: float = 0.0
+    delta_noise_std: float = 0.0
+    max_per_hour: int = 60
+    max_param_jump: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
 class TrainerConfig:
     data: Data = field(default_factory=Data)
     compute: Compute = field(default_factory=Compute)
     evaluate: Evaluate = field(default_factory=Evaluate)
+    release: Release = field(default_factory=Release)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
 
 
@@ -169,7 +193,12 @@ def load_daemon(path: Path | None, environ: Mapping[str, str], flags: Mapping[st
 def load_trainer(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, str]) -> TrainerConfig:
     """Settings of the data side, as load_daemon; its environment names begin with TAPESTRY_TRAINER_."""
     names = {name: name[17:] for name in environ if _of_trainer(name)}
-    return _load(TrainerConfig, path, {name: (short, environ[name]) for name, short in names.items() if "__" in short}, flags)
+    found = _load(TrainerConfig, path, {name: (short, environ[name]) for name, short in names.items() if "__" in short}, flags)
+    if found.release.delta_noise_std and not found.release.delta_clip_norm:
+        raise ConfigFault(
+            f"release.delta_noise_std = {found.release.delta_noise_std} is a share of release.delta_clip_norm, which is 0: set both or none"
+        )
+    return found
 
 
 def _of_trainer(name: str) -> bool:
@@ -206,6 +235,8 @@ def settings_of(config: type) -> dict[str, Setting]:
             key, kind = item.name, _KINDS[item.type]
             if key.endswith("_bytes"):
                 kind = "size"
+            elif kind == "duration" and not key.endswith("_s"):
+                kind = "number"
             key = key.removesuffix("_bytes") if kind == "size" else key.removesuffix("_s")
             found[f"{section.name}.{key}"] = Setting(section.name, item.name, kind)
     return found

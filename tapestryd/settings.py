@@ -67,6 +67,7 @@ def endpoint(text: str) -> tuple[str, int]:
 _MUST = {
     "flag": "must be true or false",
     "whole": "must be a whole number, without quotes",
+    "number": "must be a number, without quotes",
     "text": "must be text in quotes",
     "path": "must be a path in quotes",
     "texts": 'must be a list of text; write ["one", "two"]',
@@ -82,6 +83,8 @@ def from_text(kind: str, text: str) -> object:
         return {"true": True, "false": False}.get(text.lower(), text)
     if kind == "whole" and re.fullmatch(r"-?\d{1,20}", text, re.ASCII):
         return int(text)
+    if kind == "number" and re.fullmatch(r"\d{1,20}(\.\d{1,20})?(e-?\d{1,2})?", text, re.ASCII):
+        return float(text)
     if kind in ("texts", "paths"):
         return [part.strip() for part in text.split(",") if part.strip()]
     return text
@@ -89,6 +92,8 @@ def from_text(kind: str, text: str) -> object:
 
 def convert(kind: str, value: object, folder: Path) -> Any:
     match kind, value:
+        case "number", int() | float() if not isinstance(value, bool) and abs(value) < 1e300:
+            return float(value)
         case ("flag", bool()) | ("whole", int()) if kind == "flag" or not isinstance(value, bool):
             return value
         case (("text" | "path" | "duration" | "size"), str()) if not value.isprintable():
@@ -253,5 +258,11 @@ CHECKS: dict[str, Callable[[Any, Path], Any]] = {
     "compute.precision": _like("auto|fp32|bf16", "must be auto, fp32 or bf16"),
     "evaluate.every": _between(0, 1_000_000),
     "evaluate.tokens": _between(1, 1 << 30),
+    "release.min_steps": _between(0, 1_000_000),
+    "release.min_examples": _between(0, 32_768),
+    "release.delta_clip_norm": _between(0, 1e9),
+    "release.delta_noise_std": _between(0, 1e6),
+    "release.max_per_hour": _between(1, 100_000),
+    "release.max_param_jump": _between(0.001, 1e6),
     "checkpoint.every": _between(1, 86_400, " seconds"),
 }

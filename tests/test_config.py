@@ -47,6 +47,8 @@ def test_everything_can_come_from_the_environment(tmp_path: Path) -> None:
         "TAPESTRY_STORAGE__KEEP_SNAPSHOTS": "4",
         "TAPESTRY_TRAINER_DATA__PATHS": "/a, b",
         "TAPESTRY_TRAINER_CHECKPOINT__EVERY": "1h30m",
+        "TAPESTRY_TRAINER_RELEASE__DELTA_CLIP_NORM": "1.5",
+        "TAPESTRY_TRAINER_RELEASE__DELTA_NOISE_STD": "1e-3",
     }
     config = load_daemon(None, environ, {})
     assert config.network == Network(("/ip4/0.0.0.0/tcp/0", "/ip4/0.0.0.0/udp/0/quic-v1"), (), (environ["TAPESTRY_NETWORK__BOOTSTRAP"],))
@@ -54,6 +56,7 @@ def test_everything_can_come_from_the_environment(tmp_path: Path) -> None:
     trainer = load_trainer(None, environ, {})
     assert trainer.data.paths == (Path("/a"), Path.cwd() / "b")
     assert trainer.checkpoint.every_s == 5400.0
+    assert (trainer.release.delta_clip_norm, trainer.release.delta_noise_std) == (1.5, 0.001)
 
 
 def test_paths_are_relative_to_their_file(tmp_path: Path) -> None:
@@ -119,6 +122,15 @@ TRAINER_FAULTS = [
     ("[compute]\nprecision = 'fp16'\n", "must be auto, fp32 or bf16"),
     ("[evaluate]\nevery = -1\n", "must be from 0"),
     ("[evaluate]\ntokens = 0\n", "must be from 1"),
+    ("[release]\nmin_steps = -1\n", "release.min_steps = -1: must be from 0"),
+    ("[release]\nmin_examples = 1.5\n", "must be a whole number"),
+    ("[release]\ndelta_clip_norm = '1.0'\n", "must be a number, without quotes"),
+    ("[release]\ndelta_clip_norm = true\n", "must be a number, without quotes"),
+    ("[release]\ndelta_clip_norm = nan\n", "must be"),
+    (f"[release]\ndelta_clip_norm = 1{'0' * 400}\n", "must be"),
+    ("[release]\ndelta_noise_std = -0.5\n", "must be from 0"),
+    ("[release]\nmax_per_hour = 0\n", "must be from 1"),
+    ("[release]\nmax_param_jump = 0\n", "must be from 0.001"),
     ("[checkpoint]\nevery = 60\n", "must be a duration in quotes"),
     ("[checkpoint]\nevery = '60'\n", 'must be a duration; write it like "90s"'),
     ("[checkpoint]\nevery = '10ms'\n", "must be from 1 to 86400 seconds"),
@@ -253,3 +265,9 @@ def test_no_values_raise_anything_but_config_faults(tmp_path: Path, load: object
     path.write_text("schema_version = 1\n" + "".join(f"{toml(key)} = {toml(value)}\n" for key, value in whole.items()))
     with suppress(ConfigFault):
         load(path, {f"TAPESTRY_{key}": "x" for key in data.draw(st.lists(TEXTS, max_size=1))}, {})  # type: ignore[operator]
+
+
+def test_noise_needs_a_norm_that_it_is_a_share_of(tmp_path: Path) -> None:
+    with pytest.raises(ConfigFault, match=r"release.delta_noise_std = 0.5 is a share of release.delta_clip_norm, which is 0: set both"):
+        load_trainer(written(tmp_path, "[release]\ndelta_noise_std = 0.5\n"), {}, {})
+    assert load_trainer(written(tmp_path, "[release]\ndelta_noise_std = 0.5\ndelta_clip_norm = 1\n"), {}, {}).release.delta_clip_norm == 1

@@ -4,12 +4,10 @@ Temp, fsync, rename. A file that cannot be read back is set aside with a warning
 Shared Base: local progress is worth little, a wrong state much. Knows nothing of what the state means.
 """
 
-import fcntl
 import hashlib
 import io
 import logging
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,42 +15,28 @@ from typing import Any
 import torch
 
 from tapestryd.errors import StateFault
-from tapestryd.host.files import sync
+from tapestryd.host.files import locked, sync
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
-LOCK_S = 60.0
-"""How long to wait for the trainer before us, which may still be writing its last checkpoint."""
 
 
 class Checkpoint:
     """`folder`/<run_id>/local.pt, and the lock that keeps a second trainer out; held until `close` or the process ends."""
 
     def __init__(self, folder: Path, run_id: str, *, waiting: Callable[[], None]) -> None:
-        """Waits up to LOCK_S for another trainer to end, calling `waiting` (which may raise) ten times a second.
-        Raises StateFault."""
+        """Waits for another trainer to end, as `files.locked`. Raises StateFault."""
         self.folder = folder / run_id
         self._run_id = run_id
         self._file = self.folder / "local.pt"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._lock = locked(self.folder / "lock", waiting)
+        except TimeoutError:
+            raise StateFault(f"{self.folder}: another trainer of this run uses it; give each daemon its own checkpoint.dir") from None
         except OSError as error:
             raise StateFault(f"{self.folder}: {error.strerror}; set checkpoint.dir to a folder that can be written") from None
-        tries = int(LOCK_S * 10)
-        for left in range(tries, -1, -1):
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                if left == tries:
-                    log.info("%s: waiting for another trainer of this run to end", self.folder)
-                if left:
-                    waiting()
-                    time.sleep(0.1)
-        os.close(self._lock)
-        raise StateFault(f"{self.folder}: another trainer of this run uses it; give each daemon its own checkpoint.dir")
 
     def save(self, state: dict[str, Any]) -> None:
         """Replace the file. A failure (disk full) is a warning: what was there before stays, and training can go on."""

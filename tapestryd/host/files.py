@@ -1,9 +1,12 @@
-"""Files that are whole or not there: written temp, fsync, rename; moved all together or not at all; damaged ones set aside."""
+"""Files that are whole or not there: written temp, fsync, rename; moved all together or not at all; damaged ones set aside; and
+who may write them."""
 
 import errno
+import fcntl
 import logging
 import os
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -41,6 +44,32 @@ def write(path: Path, *chunks: bytes | memoryview, mode: int = 0o666) -> None:
             temporary.unlink(missing_ok=True)
             raise
         sync(path.parent)
+
+
+LOCK_S = 60.0
+"""How long to wait for a trainer before us, which may still be writing its last checkpoint."""
+
+
+def locked(path: Path, waiting: Callable[[], None]) -> int:
+    """Lock `path`, until the descriptor that is returned is closed or the process ends. Waits up to LOCK_S for whoever has it,
+    calling `waiting` (which may raise) ten times a second. Raises TimeoutError, OSError."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        tries = int(LOCK_S * 10)
+        for left in range(tries, -1, -1):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return file
+            except BlockingIOError:
+                if left == tries:
+                    log.info("%s: waiting for whoever has it to end", path)
+                if left:
+                    waiting()
+                    time.sleep(0.1)
+        raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT), str(path))
+    except BaseException:
+        os.close(file)
+        raise
 
 
 def sync(path: Path) -> None:
