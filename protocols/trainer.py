@@ -177,8 +177,8 @@ class Beat:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """`delta` holds theta - local of `fragment`. `steps`, `tokens`, `examples` (distinct windows of text), `loss`: since the last
-    DELTA; `norm` is L2. `entry` and `chain` (SHA-256): the ledger's entry of this release, for the other side to remember."""
+    """`delta` holds theta - local of `fragment`. `steps`, `tokens`, `loss`: since the last DELTA; `examples`: distinct windows' worth
+    of text behind the vector; `norm` is L2. `entry` and `chain` (SHA-256): the ledger's entry of this release, to be remembered."""
 
     FORMAT: ClassVar[str] = "<QHQQQddQ32s"
     round: int

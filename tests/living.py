@@ -73,6 +73,7 @@ class Peer:
         )
         (folder / "trainer.toml").write_text(
             f'schema_version = 1\n[data]\npaths = [{paths}]\n[compute]\nthreads = 1\ndevice = "cpu"\n'
+            "[release]\nmin_steps = 1\nmin_examples = 1\nmax_per_hour = 100000\n"
             '[evaluate]\ntokens = 2048\n[checkpoint]\ndir = "trainer"\nevery = "5s"\n'
         )
 

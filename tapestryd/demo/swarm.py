@@ -142,7 +142,7 @@ class Swarm:
         _write(
             folder / "trainer.toml",
             f"schema_version = 1\n[data]\npaths = [{_quoted(str(region.data))}]\n[compute]\ndevice = 'cpu'\nthreads = 1\n"
-            f"[checkpoint]\ndir = 'trainer'\n",
+            f"[release]\nmin_steps = 4\nmin_examples = 16\nmax_per_hour = 1000\n[checkpoint]\ndir = 'trainer'\n",
         )
         return Daemon(region, folder, Client(address))
 

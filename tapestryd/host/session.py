@@ -4,9 +4,11 @@ Orders are read between steps, so that STOP, QUIT and a daemon that is gone are 
 A trouble that ends the trainer is a `Trouble`: a code for the channel and a sentence for this machine's own log.
 """
 
+import hashlib
 import logging
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, assert_never
 
@@ -14,11 +16,16 @@ import numpy as np
 import torch
 
 from protocols.layout import Layout
-from protocols.trainer import ALL_FRAGMENTS, Base, Beat, Code, Delta, Evaluated, Quit, Rest, Stop, Train
-from tapestryd.config import Evaluate
+from protocols.ledger import Released
+from protocols.ledger import Withheld as Refusal
+from protocols.trainer import ALL_FRAGMENTS, Base, Beat, Code, Delta, Evaluated, Quit, Rest, Stop, Train, Withheld, Withhold
+from tapestryd.config import Evaluate, Release
+from tapestryd.errors import DiskFull
 from tapestryd.host.channel import Channel, Shared
 from tapestryd.host.checkpoint import Checkpoint
 from tapestryd.host.device import memory_bytes
+from tapestryd.host.ledger import Ledger
+from tapestryd.host.release import Behind, fresh_noise, veil, verdict
 from tapestryd.training.diloco import Replica
 
 log = logging.getLogger(__name__)
@@ -26,9 +33,6 @@ log = logging.getLogger(__name__)
 BEAT_S = 0.5
 SKIPS_MAX = 10
 """So many steps in a row without a finite loss and gradient end the trainer."""
-
-JUMP_MAX = 10.0
-"""A base further than this many norms of the last one from it is refused: no outer step does that."""
 
 _MEMORY = 0.95
 """Of the running mean of the loss: about the last 20 steps count."""
@@ -40,12 +44,23 @@ class Trouble(Exception):
         self.code = code
 
 
-@dataclass(slots=True)
-class Totals:
-    """`steps`, `tokens`: since the first start ever. `new_…`: since the last DELTA. `loss`: running mean, nats per token."""
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Where a fragment was when the base last took its place, or when it was last released: what is behind it counts from there."""
 
     steps: int = 0
+    batches: int = 0
+
+
+@dataclass(slots=True)
+class Totals:
+    """`steps`, `tokens`, `withheld`: since the first start ever. `new_…`: since the last DELTA. `loss`: running mean, nats per token.
+    `marks`: one a fragment."""
+
+    marks: list[Mark]
+    steps: int = 0
     tokens: int = 0
+    withheld: int = 0
     loss: float = 0.0
     new_steps: int = 0
     new_tokens: int = 0
@@ -62,32 +77,37 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """`step_tokens`, `step_sequences`: targets and windows of one local batch. `clock`: monotonic seconds."""
+    """`run`: its id. `step_tokens`, `step_sequences`: targets and windows of one local batch. `clock`: monotonic seconds."""
 
+    run: str
     step_tokens: int
     step_sequences: int
     evaluate: Evaluate
+    release: Release
     checkpoint_every_s: float
     clock: Callable[[], float]
 
 
 class Session:
-    """`run` until QUIT. Changes the replica, the delta vector and the checkpoint."""
+    """`run` until QUIT. Changes the replica, the delta vector, the checkpoint and the ledger."""
 
     def __init__(
-        self, channel: Channel, shared: Shared, layout: Layout, replica: Replica, checkpoint: Checkpoint, choices: Choices
+        self, channel: Channel, shared: Shared, layout: Layout, replica: Replica, checkpoint: Checkpoint, ledger: Ledger, choices: Choices
     ) -> None:
         self._channel, self._shared, self._layout = channel, shared, layout
-        self._replica, self._checkpoint, self._choices = replica, checkpoint, choices
-        self._totals = Totals()
+        self._replica, self._checkpoint, self._ledger, self._choices = replica, checkpoint, ledger, choices
+        self._totals = Totals([Mark()] * layout.fragments)
         self._training: Train | None = None
         self._based = self._dirty = False
         self._skips = 0
+        self._unwritten = 0
+        """Refusals that the ledger has not been told of yet."""
         self._evaluated: int | None = None
         self._saved_s = choices.clock()
         self._beat_s, self._beat_tokens = choices.clock(), 0
         if checkpoint.load(self._restore):
             log.info("going on from the checkpoint: steps=%d tokens=%d", self._totals.steps, self._totals.tokens)
+        self._heed_ledger()
 
     def run(self) -> None:
         """Raises Trouble, Refused (a packet that is no order) and whatever torch raises. No checkpoint is written then."""
@@ -131,7 +151,7 @@ class Session:
         if now - self._beat_s >= BEAT_S:
             rate = (self._totals.tokens - self._beat_tokens) / (now - self._beat_s)
             memory = memory_bytes(self._replica.theta.device)
-            self._channel.send(Beat(self._totals.steps, self._totals.tokens, self._totals.loss, rate, memory, 0.0, 0))
+            self._channel.send(Beat(self._totals.steps, self._totals.tokens, self._totals.loss, rate, memory, 0.0, self._totals.withheld))
             self._beat_s, self._beat_tokens = now, self._totals.tokens
 
     def _adopt(self, base: Base) -> None:
@@ -143,11 +163,13 @@ class Session:
         if self._based:
             jump = torch.linalg.vector_norm(theta[part].cpu() - new).item()
             size = torch.linalg.vector_norm(theta).item()
-            if jump > JUMP_MAX * size:
+            if jump > self._choices.release.max_param_jump * size:
                 raise Trouble(Code.CHANNEL, f"the base at height {base.height} is {jump:.3g} away from one of norm {size:.3g}")
         elif base.fragment != ALL_FRAGMENTS:
             raise Trouble(Code.CHANNEL, "the first BASE is of one fragment only")
         self._replica.adopt(base.fragment, new, keep=base.keep)
+        if not base.keep:
+            self._mark(base.fragment)
         self._based = self._dirty = True
         every = self._choices.evaluate.every
         if every and (self._evaluated is None or abs(base.height - self._evaluated) >= every):
@@ -168,18 +190,74 @@ class Session:
     def _stop(self, stop: Stop) -> None:
         part = self._part(stop.fragment)
         self._training = None
-        delta = self._replica.delta(stop.fragment).cpu()
-        norm = torch.linalg.vector_norm(delta, dtype=torch.float64).item()
-        if not math.isfinite(norm):
+        behind = self._behind(stop.fragment)
+        kept = verdict(self._choices.release, behind, self._ledger.last_hour(Released)) or self._release(stop, part, behind)
+        if kept is not None:
+            reason, why = kept
+            log.info("round=%d fragment=%d withheld: %s", stop.round, stop.fragment, why)
+            self._withhold(stop, behind, reason)
+
+    def _release(self, stop: Stop, part: slice, behind: Behind) -> tuple[Withhold, str] | None:
+        """Hand the vector over: written down first, and not at all where that cannot be done, which is what is returned."""
+        vector = self._replica.delta(stop.fragment).cpu().numpy()
+        veiled = veil(vector, self._choices.release, fresh_noise())
+        if not math.isfinite(veiled.norm):
             raise Trouble(Code.NOT_FINITE, f"the delta of round {stop.round} is not finite")
-        self._shared.delta[part] = delta.numpy()
+        digest = hashlib.sha256(vector.data).hexdigest()
+        try:
+            entry, chain = self._ledger.write(Released(
+                self._choices.run, stop.round, stop.fragment, behind.steps, behind.tokens, behind.examples, self._replica.counter,
+                vector.nbytes, digest, veiled.norm, veiled.clip, veiled.noise_std, 0.0,
+            ))  # fmt: skip
+        except DiskFull as full:
+            return Withhold.DISK_FULL, str(full)
+        self._shared.delta[part] = vector
         totals = self._totals
-        examples = totals.new_steps * self._choices.step_sequences
-        self._channel.send(
-            Delta(stop.round, stop.fragment, totals.new_steps, totals.new_tokens, examples, totals.new_loss, norm, 0, bytes(32))
-        )
+        self._channel.send(Delta(
+            stop.round, stop.fragment, totals.new_steps, totals.new_tokens, behind.examples, totals.new_loss, veiled.norm, entry, chain
+        ))  # fmt: skip
         totals.new_steps = totals.new_tokens = 0
         totals.new_loss = 0.0
+        self._mark(stop.fragment)
+        return None
+
+    def _withhold(self, stop: Stop, behind: Behind, reason: Withhold) -> None:
+        """Written down, too; but no faster than vectors may leave, so that nobody fills our disk by asking."""
+        self._totals.withheld += 1
+        self._unwritten += 1
+        if self._ledger.last_hour(Refusal) < self._choices.release.max_per_hour:
+            with suppress(DiskFull):
+                self._ledger.write(Refusal(
+                    self._choices.run, stop.round, stop.fragment, reason.name.lower(), max(0, behind.steps), behind.examples,
+                    self._unwritten - 1,
+                ))  # fmt: skip
+                self._unwritten = 0
+        self._channel.send(Withheld(stop.round, stop.fragment, int(reason)))
+
+    def _behind(self, fragment: int) -> Behind:
+        """What is behind a fragment's vector; of all of them, behind the one that has the least."""
+        mark = max(self._marks(fragment), key=lambda mark: mark.steps)
+        steps = self._totals.steps - mark.steps
+        skipped = self._replica.counter - mark.batches - steps
+        examples = self._replica.examples(mark.batches) - skipped * self._choices.step_sequences
+        return Behind(steps, steps * self._choices.step_tokens, max(0, examples))
+
+    def _mark(self, fragment: int) -> None:
+        here = Mark(self._totals.steps, self._replica.counter)
+        marks = self._totals.marks
+        marks[:] = [here if fragment in (number, ALL_FRAGMENTS) else mark for number, mark in enumerate(marks)]
+
+    def _marks(self, fragment: int) -> list[Mark]:
+        return [mark for number, mark in enumerate(self._totals.marks) if fragment in (number, ALL_FRAGMENTS)]
+
+    def _heed_ledger(self) -> None:
+        """What was released since the checkpoint was written, the ledger knows: such a fragment counts anew from here, and no batch is
+        drawn that a released vector may have been made of."""
+        released = [self._ledger.batches(self._choices.run, fragment) for fragment in range(self._layout.fragments)]
+        ahead = [fragment for fragment, mark in enumerate(self._totals.marks) if released[fragment] > mark.batches]
+        self._replica.counter = max(self._replica.counter, *released)
+        for fragment in ahead:
+            self._mark(fragment)
 
     def _part(self, fragment: int) -> slice:
         if fragment == ALL_FRAGMENTS:
@@ -196,6 +274,9 @@ class Session:
         self._saved_s, self._dirty = now, False
 
     def _restore(self, state: dict[str, Any]) -> None:
-        totals = Totals(**state["totals"])
+        told = dict(state["totals"])
+        totals = Totals([Mark(**mark) for mark in told.pop("marks")], **told)
+        if len(totals.marks) != self._layout.fragments:
+            raise ValueError(f"{len(totals.marks)} marks for {self._layout.fragments} fragments")
         self._replica.restore(state["replica"])
         self._totals = totals

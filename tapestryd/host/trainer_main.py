@@ -29,6 +29,7 @@ from protocols.trainer import ABI, Code, Fault, Precision, Ready
 from tapestryd.config import TrainerConfig
 from tapestryd.errors import ConfigFault, DiskFull, LocalFault, Unavailable
 from tapestryd.host.channel import Channel, Shared, share
+from tapestryd.host.clock import now_ms
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +97,7 @@ def _train(channel: Channel, shared: Shared, config: TrainerConfig, rules: RunRu
 
     from tapestryd.host.checkpoint import Checkpoint
     from tapestryd.host.device import choose
+    from tapestryd.host.ledger import Ledger
     from tapestryd.host.session import Choices, Session
     from tapestryd.training.data import open_corpus
     from tapestryd.training.diloco import Replica, Where
@@ -117,11 +119,21 @@ def _train(channel: Channel, shared: Shared, config: TrainerConfig, rules: RunRu
     with _blame(Code.CONFIG):
         checkpoint = Checkpoint(config.checkpoint.dir, rules.run_id, waiting=alive)
         held.callback(checkpoint.close)
+    with _blame(Code.LEDGER):
+        ledger = Ledger(config.checkpoint.dir / "ledger", config.release, now_ms=now_ms, waiting=alive)
+        held.callback(ledger.close)
     with _blame(Code.DATA_UNREADABLE):
         corpus = open_corpus(
             config.data.paths, tokenizer, text_field=config.data.text_field, tokens=inner.tokens, seed=config.data.seed,
             cache=config.checkpoint.dir / "tokens", alive=alive,
         )  # fmt: skip
+    most = corpus.train_tokens // inner.tokens
+    with _blame(Code.CONFIG):
+        if most < config.release.min_examples:
+            raise ConfigFault(
+                f"release.min_examples = {config.release.min_examples} can never be met: the training text is {most} times a window of "
+                f"{inner.tokens} tokens; add text, or ask for fewer"
+            )
     with _blame(Code.MODEL):
         model = fresh(rules.model.config, 0)
         fits(model, tokenizer.size, inner.tokens)
@@ -129,8 +141,11 @@ def _train(channel: Channel, shared: Shared, config: TrainerConfig, rules: RunRu
         where = Where(choice.device, choice.precision == Precision.BF16)
         replica = Replica(model, layout, inner, corpus, where=where, seed=config.data.seed)
     log.info("optimizer: %s", replica.optimizer.why)
-    choices = Choices(inner.sequences * inner.tokens, inner.sequences, config.evaluate, config.checkpoint.every_s, time.monotonic)
-    session = Session(channel, shared, layout, replica, checkpoint, choices)
+    choices = Choices(
+        rules.run_id, inner.sequences * inner.tokens, inner.sequences, config.evaluate, config.release, config.checkpoint.every_s,
+        time.monotonic,
+    )  # fmt: skip
+    session = Session(channel, shared, layout, replica, checkpoint, ledger, choices)
     channel.send(Ready(ABI, layout.elements, int(choice.kind), int(choice.precision), int(replica.optimizer.kind)))
     session.run()
 

@@ -23,10 +23,17 @@ SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 R = TypeVar("R", bound=Report)
 
 
-class Home:
-    """`config` and `run`: what a trainer is started with; real text under `data`."""
+FREE = "min_steps = 0\nmin_examples = 0\nmax_per_hour = 100000\n"
+"""Rules of release under which everything leaves, however short the test."""
 
-    def __init__(self, root: Path, made: RunRules | None = None, *, evaluate: int = 1, every: str = "60s") -> None:
+
+class Home:
+    """`config` and `run`: what a trainer is started with; real text under `data`. `release`: the section of that name."""
+
+    def __init__(
+        self, root: Path, made: RunRules | None = None, *, evaluate: int = 1, every: str = "60s", release: str = FREE
+    ) -> None:  # fmt: skip
+        self._release = release
         self.rules = made or rules()
         self.layout: Layout = self.rules.layout()
         self.run, self.data, self.checkpoints = root / "run", root / "data", root / "checkpoints"
@@ -37,7 +44,8 @@ class Home:
         self.write(f'[checkpoint]\ndir = "{self.checkpoints}"\nevery = "{every}"\n[evaluate]\nevery = {evaluate}\ntokens = 640\n')
 
     def write(self, rest: str) -> None:
-        self.config.write_text(f'schema_version = 1\n[data]\npaths = ["{self.data}"]\n[compute]\nthreads = 1\ndevice = "cpu"\n{rest}')
+        machine = f'[data]\npaths = ["{self.data}"]\n[compute]\nthreads = 1\ndevice = "cpu"\n'
+        self.config.write_text(f"schema_version = 1\n{machine}[release]\n{self._release}{rest}")
 
     @property
     def saved(self) -> Path:
