@@ -69,7 +69,8 @@ class Heldout:
 
 @dataclass(frozen=True, slots=True)
 class Trainer:
-    """`state`: off, starting, waiting, training, failed. `steps` and `tokens` since its first start."""
+    """`state`: off, starting, waiting, training, failed. `steps`, `tokens`, and `withheld`, vectors that its rules of release kept,
+    since its first start."""
 
     state: str
     device: str = ""
@@ -82,6 +83,7 @@ class Trainer:
     memory_bytes: int = 0
     restarts: int = 0
     heldout: Heldout | None = None
+    withheld: int = 0
 
 
 @dataclass(frozen=True, slots=True)

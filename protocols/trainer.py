@@ -28,6 +28,7 @@ from dataclasses import astuple, dataclass, fields
 from enum import IntEnum
 from typing import ClassVar
 
+from protocols import limits
 from protocols.refusal import Reason, Refused
 
 ABI = 2
@@ -244,7 +245,7 @@ def pack(message: Message) -> bytes:
 
 def unpack(packet: bytes) -> Message:
     """Parse one packet. Raises Refused for a wrong size, an unknown kind, a number out of its enumeration,
-    a non-finite loss or norm, a flag that is neither 0 nor 1, or anything but zeros behind the struct."""
+    a non-finite loss or norm, an entry that no ledger has, a flag that is neither 0 nor 1, or anything but zeros behind the struct."""
     if len(packet) != SIZE or packet[0] >= len(_KINDS):
         raise Refused(Reason.MALFORMED, "no packet of the trainer channel")
     kind = _KINDS[packet[0]]
@@ -257,6 +258,8 @@ def unpack(packet: bytes) -> Message:
     message = kind(*values)
     if isinstance(message, Checks) and (message.held & message.open or (message.held | message.open) >> len(Check)):
         raise Refused(Reason.OUT_OF_RANGE, f"{message}")
+    if isinstance(message, Delta) and not 0 < message.entry <= limits.INTEGER:
+        raise Refused(Reason.OUT_OF_RANGE, f"Delta.entry = {message.entry}")
     if pack(message) != packet:
         raise Refused(Reason.MALFORMED, f"{kind.__name__}: bytes behind the struct, or a flag that is neither 0 nor 1")
     return message

@@ -43,8 +43,7 @@ def picture(
             health.append(session.roll.trouble)
         if session.supervisor:
             trainer = session.supervisor.status(session.member is not None and session.member.stepping)
-            if session.supervisor.fault:
-                health.append(session.supervisor.fault)
+            health += session.supervisor.health
     stories = session.history.rounds[-_WINDOW:] if session else []
     return control.Status(
         version=__version__,

@@ -175,6 +175,8 @@ def _trainer(trainer: Doc) -> list[str]:
     if trainer["steps"]:
         parts += [f"{number(trainer['tokens_per_s'])} tok/s", f"loss {_loss(trainer['loss'])}"]
         parts += [f"{number(trainer['steps'])} steps", f"{number(trainer['tokens'])} tokens"]
+    if trainer["withheld"]:
+        parts.append(f"{trainer['withheld']} withheld")
     if trainer["memory_bytes"]:
         parts.append(size(trainer["memory_bytes"]))
     if trainer["restarts"]:

@@ -179,8 +179,9 @@ class Session:
             self.feed(rounds.BaseLoaded(tip))
         if self.config.trainer.enabled:
             self.supervisor = Supervisor(
-                layout, self.config.trainer.config, self.store.path, self._trainer_ready, self._stopped, self._down
-            )
+                layout, self.config.trainer.config, self.store.path, self.config.node.state_dir / "witness.json",
+                self._trainer_ready, self._stopped, self._down,
+            )  # fmt: skip
             self.supervisor.start()
         self._spawn(self._watch())
 

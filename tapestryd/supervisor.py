@@ -31,9 +31,11 @@ from protocols.trainer import (
     Ready,
     Report,
     Withheld,
+    Withhold,
 )  # fmt: skip
 from tapestryd.base import SharedBase
 from tapestryd.host.trainer import Trainer
+from tapestryd.host.witness import Witness
 
 log = logging.getLogger(__name__)
 
@@ -61,12 +63,21 @@ SENTENCES = {
     Code.LEDGER: "the ledger of what left this machine is damaged or cannot be written; `tapestry audit --verify` says where",
 }
 
+KEPT = {
+    Withhold.FEW_STEPS: "fewer local steps behind it than release.min_steps of trainer.toml",
+    Withhold.FEW_EXAMPLES: "less distinct text behind it than release.min_examples of trainer.toml",
+    Withhold.RATE: "release.max_per_hour of trainer.toml have left in the last hour",
+    Withhold.BUDGET: "the privacy budget of the data is spent",
+    Withhold.DISK_FULL: "it could not be written down in the ledger, the trainer's disk is full",
+}
+
 
 class Supervisor:
-    """`on_ready`: the trainer waits for a base. `on_stopped`: a delta lies in `trainer.delta`, or was withheld. `on_down`: it is gone."""
+    """`witness`: the file that remembers where the trainer's ledger is. `on_ready`: the trainer waits for a base. `on_stopped`: a
+    delta lies in `trainer.delta`, or was withheld. `on_down`: it is gone."""
 
     def __init__(
-        self, layout: Layout, config: Path, run_dir: Path,
+        self, layout: Layout, config: Path, run_dir: Path, witness: Path,
         on_ready: Callable[[], None], on_stopped: Callable[[Delta | Withheld], None], on_down: Callable[[], None],
     ) -> None:  # fmt: skip
         self._layout = layout
@@ -76,6 +87,8 @@ class Supervisor:
         self._on_stopped = on_stopped
         self._on_down = on_down
         self._ended = asyncio.Event()
+        self._witness = Witness(witness)
+        self._keeping: set[asyncio.Task[None]] = set()
         self._offering = asyncio.Lock()
         self._loop_task: asyncio.Task[None] | None = None
         self.trainer: Trainer | None = None
@@ -84,6 +97,9 @@ class Supervisor:
         self.checks: Checks | None = None
         self.heldout: control.Heldout | None = None
         self.fault = ""
+        self.withheld = 0
+        self._kept = ""
+        """Why the latest vector was withheld; "": it was not."""
         self.restarts = 0
 
     def start(self) -> None:
@@ -156,20 +172,35 @@ class Supervisor:
                 self.ready, self.fault = report, ""
                 self._on_ready()
             case Beat():
-                self.beat = report
+                self.beat, self.withheld = report, report.withheld
             case Evaluated():
                 first = self.heldout or control.Heldout(report.height, report.loss, report.height, report.loss, report.tokens)
                 self.heldout = control.Heldout(first.first_height, first.first_loss, report.height, report.loss, report.tokens)
-            case Delta() | Withheld():
+            case Delta():
+                self._kept = ""
+                self._witness.saw(report.entry, report.chain)
+                task = asyncio.create_task(asyncio.to_thread(self._witness.keep))
+                self._keeping.add(task)
+                task.add_done_callback(self._keeping.discard)
+                self._on_stopped(report)
+            case Withheld():
+                self.withheld += 1
+                self._kept = f"the last delta was withheld: {KEPT[Withhold(report.reason)]}"
                 self._on_stopped(report)
             case Checks():
                 self.checks = report
             case Fault():
                 self.fault = SENTENCES[Code(report.code)]
 
+    @property
+    def health(self) -> list[str]:
+        """Sentences about what is not as it should be."""
+        return [said for said in (self.fault, self._kept, self._witness.trouble) if said]
+
     def status(self, training: bool) -> control.Trainer:
         if self.ready is None:
-            return control.Trainer(state="failed" if self.fault else "starting", restarts=self.restarts, heldout=self.heldout)
+            state = "failed" if self.fault else "starting"
+            return control.Trainer(state=state, restarts=self.restarts, heldout=self.heldout, withheld=self.withheld)
         beat = self.beat
         return control.Trainer(
             state="training" if training else "waiting",
@@ -183,4 +214,5 @@ class Supervisor:
             memory_bytes=beat.memory_bytes if beat else 0,
             restarts=self.restarts,
             heldout=self.heldout,
+            withheld=self.withheld,
         )

@@ -5,6 +5,7 @@
     ├── schema                  "1"
     ├── identity.key            0400
     ├── current                 the joined run, as an invite
+    ├── witness.json            where the trainer's ledger was, by witness.py
     ├── bans.json               peers banned for a time, by their faults or by the operator
     └── runs/<run_id>/
         ├── rules.json          canonical run rules
