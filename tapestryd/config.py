@@ -34,12 +34,17 @@ class RunChoice:
 @dataclass(frozen=True, slots=True)
 class Network:
     """Multiaddrs. `announce` empty: discovered. `bootstrap`: peers to look for the run at, beside those of the invite.
-    `max_serve_bytes`: a second, to all who catch up from us together; 0: no limit. Rounds are never held back by it."""
+    `max_serve_bytes`: a second, to all who catch up from us together; 0: no limit. Rounds are never held back by it.
+    `max_upload_bytes`, `max_download_bytes`: a second on the wire, of everything; 0: no limit. Lower leaves the line to others;
+    a round whose vectors do not get through in its average window is lost to us. `lan_exempt`: private networks do not count."""
 
     listen: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/31700", "/ip6/::/tcp/31700")
     announce: tuple[str, ...] = ()
     bootstrap: tuple[str, ...] = ()
     max_serve_bytes: int = 0
+    max_upload_bytes: int = 0
+    max_download_bytes: int = 0
+    lan_exempt: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,7 @@ from tapestryd.host.watch import Watch
 from tapestryd.picture import picture
 from tapestryd.session import Session
 from tapestryd.story import certificate
+from tapestryd.swarm.line import Line
 from tapestryd.swarm.node import Node
 from tapestryd.training import model
 
@@ -135,8 +136,9 @@ class Daemon:
         network = self.config.network
         bootstrap = [peer for peer in dict.fromkeys([*invite.peers, *network.bootstrap]) if not peer.endswith(self._identity.peer_id)]
         node = await Node.start(
-            prefix_of(invite.run_id), self._identity.path, network.listen, network.announce, bootstrap, verify, self._door
-        )
+            prefix_of(invite.run_id), self._identity.path, network.listen, network.announce, bootstrap, verify, self._door,
+            line=Line(lambda: network.max_upload_bytes, lambda: network.max_download_bytes, spare_near=network.lan_exempt),
+        )  # fmt: skip
         if node.peer_id != self._identity.peer_id:
             await node.stop()
             raise StateFault(f"{self._identity.path}: p2pd reads another identity in it; restore it from a backup")

@@ -17,7 +17,7 @@ from protocols.rules import Invite
 
 SOCKET_PATH_BYTES = 107
 """Linux's sun_path holds 108 bytes with its closing zero."""
-SERVE_BYTES = 256 * limits.KIB
+LEAST_BYTES = 256 * limits.KIB
 """So that each of those who are served at once still gets more than limits.IO_BYTES in IO_S."""
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _UNITS_BYTES = {
@@ -179,9 +179,9 @@ def _hosts(value: tuple[str, ...], folder: Path) -> tuple[str, ...]:
     return value
 
 
-def _serve(value: int, folder: Path) -> int:
-    if 0 < value < SERVE_BYTES:
-        raise ValueError('must be "0", for no limit, or at least "256 KiB": with less nobody who catches up would ever get there')
+def _limit(value: int, folder: Path) -> int:
+    if 0 < value < LEAST_BYTES:
+        raise ValueError('must be "0", for no limit, or at least "256 KiB": with less, transfers that share it would be given up')
     return value
 
 
@@ -236,7 +236,9 @@ CHECKS: dict[str, Callable[[Any, Path], Any]] = {
     "network.listen": _multiaddrs(1),
     "network.announce": _multiaddrs(0, port=True),
     "network.bootstrap": _multiaddrs(0, peer=True),
-    "network.max_serve": _serve,
+    "network.max_serve": _limit,
+    "network.max_upload": _limit,
+    "network.max_download": _limit,
     "api.socket": _socket,
     "dashboard.listen": _loopback,
     "dashboard.allowed_hosts": _hosts,

@@ -93,6 +93,8 @@ DAEMON_FAULTS = [
     ("[network]\nlisten = ['/ip4/192.0.2.7/udp/31700']\n", "has no transport"),
     ("[network]\nannounce = ['/ip4/192.0.2.7/tcp/0']\n", "nobody can dial port 0"),
     ("[network]\nbootstrap = ['/ip4/192.0.2.7/tcp/31700']\n", "must end in /p2p/<peer id>"),
+    ("[network]\nmax_upload = '100 KiB'\n", 'network.max_upload = \'100 KiB\': must be "0", for no limit, or at least "256 KiB"'),
+    ("[network]\nlan_exempt = 1\n", "must be true or false"),
     ("[trainer]\nenabled = 'yes'\n", "trainer.enabled = 'yes': must be true or false"),
     (f"[api]\nsocket = '/{'s' * 107}'\n", "must be at most 107 bytes long"),
     ("[dashboard]\nlisten = '0.0.0.0:8470'\n", "must be of this machine alone, such as 127.0.0.1:8470; from elsewhere go through ssh"),

@@ -15,6 +15,7 @@ from protocols import limits
 from protocols.canonical import take
 from protocols.lineage import Snapshot
 from protocols.refusal import Reason, Refused
+from tapestryd.swarm.line import Pace
 from tapestryd.swarm.node import Node
 from tapestryd.swarm.streams import Busy, Stream
 
@@ -112,23 +113,6 @@ class Turns:
                 del self._served[next(iter(self._served))]
             self._placed[turn.peer] = self._serving[turn.peer] = turn
             turn.come.set_result(None)
-
-
-class Pace:
-    """Spreads bytes over time, those of all streams together. `bytes_per_s()`: the rate at the moment; 0: as fast as they go."""
-
-    def __init__(self, bytes_per_s: Callable[[], int]) -> None:
-        self._bytes_per_s = bytes_per_s
-        self._free_s = 0.0
-
-    async def __call__(self, size: int) -> None:
-        rate = self._bytes_per_s()
-        now = asyncio.get_running_loop().time()
-        if not rate:
-            self._free_s = now
-            return
-        self._free_s = max(now, self._free_s) + size / rate
-        await asyncio.sleep(self._free_s - now)
 
 
 class Donor:

@@ -21,6 +21,7 @@ from hivemind.p2p import P2P, P2PContext, PeerID
 from hivemind.utils.multiaddr import Multiaddr
 
 from tapestryd.errors import Unavailable
+from tapestryd.swarm.line import Line
 from tapestryd.swarm.meter import Meter
 
 _PR_SET_PDEATHSIG = 1
@@ -29,26 +30,27 @@ _START_S = 20.0
 
 class Libp2p:
     """A running p2pd and a handle on it in our event loop. `p2p.peer_id` is the identity's. `meter` counts hivemind's calls, and
-    whatever else is moved by way of it."""
+    whatever else is moved by way of it; `line` says how fast."""
 
     def __init__(
-        self, process: asyncio.subprocess.Process, p2p: P2P, meter: Meter, folder: Path, reader: "asyncio.Task[None]"
+        self, process: asyncio.subprocess.Process, p2p: P2P, meter: Meter, line: Line, folder: Path, reader: "asyncio.Task[None]"
     ) -> None:  # fmt: skip
         self.process = process
         self.p2p = p2p
         self.meter = meter
+        self.line = line
         self._folder = folder
         self._reader = reader
 
     @classmethod
-    async def start(cls, identity: Path, listen: Sequence[str], announce: Sequence[str], meter: Meter) -> "Libp2p":
+    async def start(cls, identity: Path, listen: Sequence[str], announce: Sequence[str], meter: Meter, line: Line) -> "Libp2p":
         """Knows nobody yet: with bootstrap peers on its command line, p2pd ends if none of them answers.
         Raises Unavailable with p2pd's own words if it does not come up (a port in use, say)."""
         folder = _folder(identity)
 
         class Here(_Metered):
             _UNIX_SOCKET_PREFIX = f"/unix{folder}/"
-            _meter = meter
+            _meter, _line = meter, line
 
         control = f"/unix{folder}/control.sock"
         with as_file(files("hivemind.hivemind_cli") / "p2pd") as binary:
@@ -72,10 +74,10 @@ class Libp2p:
         try:
             async with asyncio.timeout(_START_S):
                 while not said.startswith(b"Peer ID:"):
-                    line = await process.stdout.readline()
-                    if not line:
+                    heard = await process.stdout.readline()
+                    if not heard:
                         raise Unavailable(_why(said, listen))
-                    said = line
+                    said = heard
             p2p = await Here.replicate(Multiaddr(control))
         except BaseException as error:
             with suppress(ProcessLookupError):
@@ -85,7 +87,7 @@ class Libp2p:
             if isinstance(error, TimeoutError):
                 raise Unavailable(f"p2pd did not start within {_START_S:.0f} s on {', '.join(listen)}") from None
             raise
-        return cls(process, p2p, meter, folder, asyncio.create_task(_drain(process.stdout)))
+        return cls(process, p2p, meter, line, folder, asyncio.create_task(_drain(process.stdout)))
 
     async def addresses(self) -> list[str]:
         """Where others may dial us, without the peer id; loopback only if there is nothing else."""
@@ -119,15 +121,18 @@ class Libp2p:
 
 
 class _Metered(P2P):  # type: ignore[misc]
-    """Counts the messages of hivemind's calls: the DHT's. Our own streams count themselves."""
+    """Counts and paces the messages of hivemind's calls: the DHT's. Our own streams do so themselves."""
 
     _meter: Meter
+    _line: Line
 
     async def call_protobuf_handler(self, peer_id: PeerID, name: str, input: Any, output_protobuf_type: Any) -> Any:
         verb, peer = name.rpartition(".")[2], peer_id.to_base58()
+        await self._line.up(input.ByteSize(), peer)
         self._meter.sends(input.ByteSize(), verb, peer, asks=True)
         answer = await super().call_protobuf_handler(peer_id, name, input, output_protobuf_type)
         self._meter.receives(answer.ByteSize(), verb, peer, asks=True)
+        await self._line.down(answer.ByteSize(), peer)
         return answer
 
     async def add_protobuf_handler(self, name: str, handler: Any, input_protobuf_type: Any, **options: Any) -> None:
@@ -136,7 +141,9 @@ class _Metered(P2P):  # type: ignore[misc]
         async def counted(request: Any, context: P2PContext) -> Any:
             peer = context.remote_id.to_base58()
             self._meter.receives(request.ByteSize(), verb, peer, asks=False)
+            await self._line.down(request.ByteSize(), peer)
             answer = await handler(request, context)
+            await self._line.up(answer.ByteSize(), peer)
             self._meter.sends(answer.ByteSize(), verb, peer, asks=False)
             return answer
 

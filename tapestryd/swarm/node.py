@@ -26,6 +26,7 @@ from protocols.records import is_address
 from protocols.refusal import Declined, Reason, Refused
 from tapestryd.swarm.dht import dht_node
 from tapestryd.swarm.libp2p import Libp2p
+from tapestryd.swarm.line import OPEN_LINE, Line
 from tapestryd.swarm.meter import Meter
 from tapestryd.swarm.streams import Body, Busy, Gone, Stalled, Stream
 
@@ -98,10 +99,10 @@ class Node:
     @classmethod
     async def start(
         cls, prefix: str, identity: Path, listen: Sequence[str], announce: Sequence[str], bootstrap: Sequence[str], verify: Verify,
-        door: Door = OPEN, meter: Meter | None = None,
+        door: Door = OPEN, meter: Meter | None = None, line: Line = OPEN_LINE,
     ) -> "Node":  # fmt: skip
         """Comes up with or without a bootstrap peer in reach; `look` goes on asking them."""
-        libp2p = await Libp2p.start(identity, listen, announce, meter or Meter())
+        libp2p = await Libp2p.start(identity, listen, announce, meter or Meter(), line)
         try:
             dht = await dht_node(libp2p.p2p, f"{prefix}/presence", verify)
         except BaseException:
@@ -155,6 +156,8 @@ class Node:
     async def look(self) -> dict[str, bytes]:
         """All records under the run's key, by peer id; at most RECORDS. Asks bootstrap peers that are not yet known."""
         await self._meet()
+        if self._libp2p.line.spare_near:
+            self._libp2p.line.meet(await self.connections())
         try:
             async with asyncio.timeout(_DHT_S):
                 found = await self._dht.get(f"{self._prefix}/presence", latest=True)
@@ -217,7 +220,7 @@ class Node:
                     _, reader, writer = await self._stream(peer, verb)
         except _LOST as error:
             raise Gone(f"{verb}: cannot open a stream to {peer[-6:]}: {error}") from None
-        return Stream(peer, verb, reader, writer, self.meter, asks=True)
+        return Stream(peer, verb, reader, writer, self.meter, self._libp2p.line, asks=True)
 
     async def _stream(self, peer: str, verb: str) -> tuple[object, asyncio.StreamReader, asyncio.StreamWriter]:
         found: tuple[object, asyncio.StreamReader, asyncio.StreamWriter] = await self._libp2p.p2p.call_binary_stream_handler(
@@ -265,7 +268,7 @@ class Node:
 
         async def handle(info: object, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             peer = info.peer_id.to_base58()  # type: ignore[attr-defined]
-            stream = Stream(peer, verb, reader, writer, self.meter, asks=False)
+            stream = Stream(peer, verb, reader, writer, self.meter, self._libp2p.line, asks=False)
             task = asyncio.current_task()
             assert task is not None
             self._serving.add(task)

@@ -15,13 +15,11 @@ from typing import Any
 from protocols import limits
 from protocols.canonical import Json, dumps, loads
 from protocols.refusal import Declined, Reason, Refused
+from tapestryd.swarm.line import CHUNK, Line
 from tapestryd.swarm.meter import Meter
 
 _LENGTHS = struct.Struct("<IQ")
 _CHUNK = 1 << 18
-_PACED = 1 << 14
-"""So small that a paced transfer which shares a low limit with many others still moves IO_BYTES in IO_S."""
-
 _SKIP_S = 1.0
 
 Body = bytes | bytearray | memoryview
@@ -47,7 +45,8 @@ class Stream:
     """A stream with `peer` (a peer id as text), for messages of `verb`; `asks`: we opened it. Close it when done."""
 
     def __init__(
-        self, peer: str, verb: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, meter: Meter, *, asks: bool
+        self, peer: str, verb: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, meter: Meter, line: Line,
+        *, asks: bool,
     ) -> None:  # fmt: skip
         self.peer = peer
         self.verb = verb
@@ -55,14 +54,15 @@ class Stream:
         self._reader = reader
         self._writer = writer
         self._meter = meter
+        self._line = line
 
-    async def send(self, head: Json, body: Body = b"", pace: Callable[[int], Awaitable[None]] | None = None) -> None:
+    async def send(self, head: Json, body: Body = b"", pace: Callable[[int], Awaitable[object]] | None = None) -> None:
         """`pace(size)` returns when so many more bytes of the body may go."""
         raw = dumps(head)
         view = memoryview(body)
         try:
             await self._write(_LENGTHS.pack(len(raw), len(view)) + raw)
-            chunk = _PACED if pace else _CHUNK
+            chunk = CHUNK if pace else self._line.chunk(_CHUNK)
             with nullcontext() if pace else self._meter.moving(len(view)):  # what is held back says nothing of our link
                 for start in range(0, len(view), chunk):
                     if pace:
@@ -74,7 +74,9 @@ class Stream:
             raise Gone(f"{self.verb} to {self.peer[-6:]}: {error}") from None
 
     async def _write(self, data: bytes | memoryview) -> None:
-        """Hand it over, and wait until there is room for more. Raises TimeoutError when what waits to go moves too slowly."""
+        """Hand it over when the line has room for it, and wait until there is room for more. Raises TimeoutError when what waits
+        to go moves too slowly."""
+        await self._line.up(len(data), self.peer)
         self._writer.write(data)
         self._meter.sends(len(data), self.verb, self.peer, asks=self._asks)
         while True:
@@ -110,6 +112,7 @@ class Stream:
                     if not chunk:
                         raise Gone(f"{self.verb}: {self.peer[-6:]} ended in the middle")
                     self._came(len(chunk))
+                    by += await self._line.down(len(chunk), self.peer)
                     body[at : at + len(chunk)] = chunk
                     at += len(chunk)
                     if moved:

@@ -27,6 +27,7 @@ from protocols.refusal import Reason, Refused
 from protocols.rules import Invite, RunRules
 from protocols.settling import Vote, made_by, merkle, part_body
 from tapestryd.swarm.dht import OwnRecords
+from tapestryd.swarm.line import OPEN_LINE
 from tapestryd.swarm.meter import Meter
 from tapestryd.swarm.streams import Gone, Stream
 from tapestryd.training.codec import decode, encode, encoded_bytes
@@ -271,7 +272,7 @@ def _received(data: bytes, *, answer: bool) -> tuple[Json, bytearray]:
         reader = asyncio.StreamReader()
         reader.feed_data(data)
         reader.feed_eof()
-        stream = Stream(ADA.peer, "verb", reader, None, Meter(), asks=answer)  # type: ignore[arg-type]  # it only reads
+        stream = Stream(ADA.peer, "verb", reader, None, Meter(), OPEN_LINE, asks=answer)  # type: ignore[arg-type]  # it only reads
         return await (stream.answer(1 << 16) if answer else stream.receive(1 << 16))
 
     return asyncio.run(read())

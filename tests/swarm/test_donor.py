@@ -7,7 +7,7 @@ import pytest
 
 from protocols import limits
 from tapestryd.swarm import donor as module
-from tapestryd.swarm.donor import Donor, Pace, Turns
+from tapestryd.swarm.donor import Donor, Turns
 from tapestryd.swarm.streams import Busy, Gone
 from tests.swarm.rooms import go, nodes
 from tests.swarm.test_lineage import _PIECES, Shelf, big, fetcher, holding, taken, whole
@@ -129,22 +129,6 @@ def test_a_cancelled_wait_leaves_nothing_behind() -> None:
         await asyncio.gather(*jobs, return_exceptions=True)
         await served(turns, "cyd", order)
         assert (turns._placed, turns._serving, turns._waiting) == ({}, {}, [])
-
-    run(work)
-
-
-def test_a_pace_is_shared_by_all_and_can_change() -> None:
-    async def work() -> None:
-        now, rate = asyncio.get_running_loop().time, [1000]
-        pace = Pace(lambda: rate[0])
-        began = now()
-        await asyncio.gather(*(pace(100) for _ in range(5)))
-        assert now() - began >= 0.49
-        rate[0] = 0
-        began = now()
-        for _ in range(1000):
-            await pace(1 << 20)
-        assert now() - began < 0.49
 
     run(work)
 

@@ -139,11 +139,12 @@ def test_an_address_that_p2pd_does_not_read_is_a_sentence(tmp_path: Path, bad: s
 def test_no_identity_file_is_said(tmp_path: Path) -> None:
     async def work() -> None:
         from tapestryd.swarm.libp2p import Libp2p
+        from tapestryd.swarm.line import OPEN_LINE
         from tapestryd.swarm.meter import Meter
 
         (tmp_path / "broken.key").write_bytes(b"x" * 68)
         with pytest.raises(Unavailable):
-            await Libp2p.start(tmp_path / "broken.key", ["/ip4/127.0.0.1/tcp/0"], (), Meter())
+            await Libp2p.start(tmp_path / "broken.key", ["/ip4/127.0.0.1/tcp/0"], (), Meter(), OPEN_LINE)
 
     go(work)
 
