@@ -36,7 +36,9 @@ class Network:
     """Multiaddrs. `announce` empty: discovered. `bootstrap`: peers to look for the run at, beside those of the invite.
     `max_serve_bytes`: a second, to all who catch up from us together; 0: no limit. Rounds are never held back by it.
     `max_upload_bytes`, `max_download_bytes`: a second on the wire, of everything; 0: no limit. Lower leaves the line to others;
-    a round whose vectors do not get through in its average window is lost to us. `lan_exempt`: private networks do not count."""
+    a round whose vectors do not get through in its average window is lost to us. `lan_exempt`: private networks do not count.
+    `transfer_cap_bytes`: a calendar month, both ways; then nothing is trained until the next. 0: none. `metered`: pause | run,
+    while NetworkManager says that the network costs by the byte."""
 
     listen: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/31700", "/ip6/::/tcp/31700")
     announce: tuple[str, ...] = ()
@@ -45,6 +47,8 @@ class Network:
     max_upload_bytes: int = 0
     max_download_bytes: int = 0
     lan_exempt: bool = False
+    transfer_cap_bytes: int = 0
+    metered: str = "pause"
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,12 +179,50 @@ class Release:
 
 
 @dataclass(frozen=True, slots=True)
+class Schedule:
+    """When this machine trains; each key by itself may hold it. `hours`: local time, "mon-fri 18:00-08:00"; empty: any.
+    `when_user_active`: run | pause | pause-gpu (only where we train on a GPU); `idle_after_s` without input nobody is there.
+    `on_battery`: pause | run, then down to `battery_min_share`. `other_gpu_process`: pause | run; `other_gpu_util_share`: of a GPU that
+    others may use before that counts; 0: whoever computes on it counts. `yield_to`: names of programs that always come first.
+    `resume_delay_s`: what comes and goes has to stay away for so long. Longer: fewer starts, each of which loads the model anew;
+    shorter: back sooner."""
+
+    hours: tuple[str, ...] = ()
+    when_user_active: str = "run"
+    idle_after_s: float = 180.0
+    on_battery: str = "pause"
+    battery_min_share: float = 0.0
+    other_gpu_process: str = "pause"
+    other_gpu_util_share: float = 0.0
+    yield_to: tuple[str, ...] = ()
+    resume_delay_s: float = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class GpuLimits:
+    """°C. At `max_temperature` training pauses until the GPU is down to `resume_temperature`; 0: never."""
+
+    max_temperature: float = 83.0
+    resume_temperature: float = 75.0
+
+
+@dataclass(frozen=True, slots=True)
+class CpuLimits:
+    """`max_load_share`: of all processors that others may use before training pauses; 0: any."""
+
+    max_load_share: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class TrainerConfig:
     data: Data = field(default_factory=Data)
     compute: Compute = field(default_factory=Compute)
     evaluate: Evaluate = field(default_factory=Evaluate)
     release: Release = field(default_factory=Release)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    schedule: Schedule = field(default_factory=Schedule)
+    gpu: GpuLimits = field(default_factory=GpuLimits)
+    cpu: CpuLimits = field(default_factory=CpuLimits)
 
 
 SCHEMA = 1
@@ -203,6 +245,11 @@ def load_trainer(path: Path | None, environ: Mapping[str, str], flags: Mapping[s
         raise ConfigFault(
             f"release.delta_noise_std = {found.release.delta_noise_std} is a share of release.delta_clip_norm, which is 0: set both or none"
         )
+    if found.gpu.max_temperature and found.gpu.resume_temperature > found.gpu.max_temperature:
+        raise ConfigFault(
+            f"gpu.resume_temperature = {found.gpu.resume_temperature:g} is above gpu.max_temperature = {found.gpu.max_temperature:g}: "
+            "it must not be hotter than that to go on; lower it"
+        )
     return found
 
 
@@ -218,8 +265,10 @@ _KINDS: dict[Any, str] = {
     Path: "path",
     tuple[str, ...]: "texts",
     tuple[Path, ...]: "paths",
-    float: "duration",
+    float: "number",
 }
+_SUFFIXES = {"_bytes": "size", "_share": "share", "_s": "duration"}
+"""Of fields whose keys are written with a unit, and are called without it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,12 +286,8 @@ def settings_of(config: type) -> dict[str, Setting]:
     for section in fields(config):
         table: Any = section.type
         for item in fields(table):
-            key, kind = item.name, _KINDS[item.type]
-            if key.endswith("_bytes"):
-                kind = "size"
-            elif kind == "duration" and not key.endswith("_s"):
-                kind = "number"
-            key = key.removesuffix("_bytes") if kind == "size" else key.removesuffix("_s")
+            suffix = next((suffix for suffix in _SUFFIXES if item.name.endswith(suffix)), "")
+            key, kind = item.name.removesuffix(suffix), _SUFFIXES.get(suffix) or _KINDS[item.type]
             found[f"{section.name}.{key}"] = Setting(section.name, item.name, kind)
     return found
 

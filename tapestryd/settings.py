@@ -4,9 +4,11 @@ Knows kinds of values and the bounds of each key by its dotted name; nothing of 
 dataclasses that config.py fills. Everything wrong is a ValueError whose sentence says what to do.
 """
 
+import json
 import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from protocols import limits
 from protocols.identity import public_key
 from protocols.refusal import Refused
 from protocols.rules import Invite
+from tapestryd.host.hours import Window
 
 SOCKET_PATH_BYTES = 107
 """Linux's sun_path holds 108 bytes with its closing zero."""
@@ -49,6 +52,13 @@ def parse_size(text: str) -> int:
     return int(float(match[1]) * _UNITS_BYTES[match[2]])
 
 
+def parse_share(text: str) -> float:
+    """ "40%" → 0.4. Raises ValueError with a sentence."""
+    if not re.fullmatch(r"\d{1,3}(\.\d{1,9})?%", text, re.ASCII) or float(text[:-1]) > 100:
+        raise ValueError('must be a share from "0%" to "100%"; write it like "40%"')
+    return float(text[:-1]) / 100
+
+
 def endpoint(text: str) -> tuple[str, int]:
     """ "127.0.0.1:8470", "[::1]:8470" → (address, port). Raises ValueError with a sentence."""
     import ipaddress  # only who listens pays for it
@@ -74,6 +84,7 @@ _MUST = {
     "paths": 'must be a list of paths; write ["/one", "/two"]',
     "duration": 'must be a duration in quotes; write it like "90s" or "10m"',
     "size": 'must be a size in quotes; write it like "512 MiB" or "5 GiB"',
+    "share": 'must be a share in quotes; write it like "40%"',
 }
 
 
@@ -86,6 +97,9 @@ def from_text(kind: str, text: str) -> object:
     if kind == "number" and re.fullmatch(r"\d{1,20}(\.\d{1,20})?(e-?\d{1,2})?", text, re.ASCII):
         return float(text)
     if kind in ("texts", "paths"):
+        if text.startswith("["):  # for parts that hold commas
+            with suppress(ValueError, RecursionError):
+                return json.loads(text)
         return [part.strip() for part in text.split(",") if part.strip()]
     return text
 
@@ -96,7 +110,7 @@ def convert(kind: str, value: object, folder: Path) -> Any:
             return float(value)
         case ("flag", bool()) | ("whole", int()) if kind == "flag" or not isinstance(value, bool):
             return value
-        case (("text" | "path" | "duration" | "size"), str()) if not value.isprintable():
+        case (("text" | "path" | "duration" | "size" | "share"), str()) if not value.isprintable():
             raise ValueError("must not hold control characters; retype it")
         case "text", str():
             return value
@@ -106,6 +120,8 @@ def convert(kind: str, value: object, folder: Path) -> Any:
             return parse_duration(value)
         case "size", str():
             return parse_size(value)
+        case "share", str():
+            return parse_share(value)
         case (("texts" | "paths"), list()) if all(isinstance(item, str) for item in value):
             return tuple(convert(kind[:-1], item, folder) for item in value)
     raise ValueError(_MUST[kind])
@@ -185,6 +201,19 @@ def _limit(value: int, folder: Path) -> int:
     return value
 
 
+def _hours(value: tuple[str, ...], folder: Path) -> tuple[str, ...]:
+    for text in value:
+        Window.parse(text)
+    return value
+
+
+def _names(value: tuple[str, ...], folder: Path) -> tuple[str, ...]:
+    for name in value:
+        if not name or "/" in name:
+            raise ValueError(f"{name!r} is no name of a program; write it as `ps -e` shows it, without a path")
+    return value
+
+
 def _some(value: tuple[Path, ...], folder: Path) -> tuple[Path, ...]:
     if not value:
         raise ValueError("must name at least one file or folder")
@@ -239,6 +268,7 @@ CHECKS: dict[str, Callable[[Any, Path], Any]] = {
     "network.max_serve": _limit,
     "network.max_upload": _limit,
     "network.max_download": _limit,
+    "network.metered": _like("pause|run", "must be pause or run"),
     "api.socket": _socket,
     "dashboard.listen": _loopback,
     "dashboard.allowed_hosts": _hosts,
@@ -267,4 +297,13 @@ CHECKS: dict[str, Callable[[Any, Path], Any]] = {
     "release.max_per_hour": _between(1, 100_000),
     "release.max_param_jump": _between(0.001, 1e6),
     "checkpoint.every": _between(1, 86_400, " seconds"),
+    "schedule.hours": _hours,
+    "schedule.when_user_active": _like("run|pause|pause-gpu", "must be run, pause or pause-gpu"),
+    "schedule.idle_after": _between(1, 86_400, " seconds"),
+    "schedule.on_battery": _like("pause|run", "must be pause or run"),
+    "schedule.other_gpu_process": _like("pause|run", "must be pause or run"),
+    "schedule.yield_to": _names,
+    "schedule.resume_delay": _between(0, 86_400, " seconds"),
+    "gpu.max_temperature": _between(0, 150, " °C"),
+    "gpu.resume_temperature": _between(0, 150, " °C"),
 }

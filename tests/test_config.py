@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tapestryd.config import Api, DaemonConfig, Network, Node, RunChoice, Storage, TrainerConfig, load_daemon, load_trainer, settings_of
 from tapestryd.errors import ConfigFault
-from tapestryd.settings import parse_duration, parse_size
+from tapestryd.settings import parse_duration, parse_share, parse_size
 
 PEER = "12D3KooWAfPDpPRRRBrmqy9is2zjU5srQ4hKuZitiGmh4NTTpS2d"
 INVITE = f"tapestry:{'0' * 64}?peer=/ip4/192.0.2.7/tcp/31700/p2p/{PEER}"
@@ -47,6 +47,10 @@ def test_everything_can_come_from_the_environment(tmp_path: Path) -> None:
         "TAPESTRY_STORAGE__KEEP_SNAPSHOTS": "4",
         "TAPESTRY_TRAINER_DATA__PATHS": "/a, b",
         "TAPESTRY_TRAINER_CHECKPOINT__EVERY": "1h30m",
+        "TAPESTRY_TRAINER_SCHEDULE__HOURS": '["sat,sun 00:00-24:00", "mon-fri 18:00-08:00"]',
+        "TAPESTRY_TRAINER_SCHEDULE__YIELD_TO": "blender, steam",
+        "TAPESTRY_TRAINER_SCHEDULE__BATTERY_MIN": "40%",
+        "TAPESTRY_TRAINER_GPU__MAX_TEMPERATURE": "90",
         "TAPESTRY_TRAINER_RELEASE__DELTA_CLIP_NORM": "1.5",
         "TAPESTRY_TRAINER_RELEASE__DELTA_NOISE_STD": "1e-3",
     }
@@ -56,6 +60,9 @@ def test_everything_can_come_from_the_environment(tmp_path: Path) -> None:
     trainer = load_trainer(None, environ, {})
     assert trainer.data.paths == (Path("/a"), Path.cwd() / "b")
     assert trainer.checkpoint.every_s == 5400.0
+    assert trainer.schedule.hours == ("sat,sun 00:00-24:00", "mon-fri 18:00-08:00")
+    assert (trainer.schedule.yield_to, trainer.schedule.battery_min_share) == (("blender", "steam"), 0.4)
+    assert trainer.gpu.max_temperature == 90.0
     assert (trainer.release.delta_clip_norm, trainer.release.delta_noise_std) == (1.5, 0.001)
 
 
@@ -95,6 +102,7 @@ DAEMON_FAULTS = [
     ("[network]\nbootstrap = ['/ip4/192.0.2.7/tcp/31700']\n", "must end in /p2p/<peer id>"),
     ("[network]\nmax_upload = '100 KiB'\n", 'network.max_upload = \'100 KiB\': must be "0", for no limit, or at least "256 KiB"'),
     ("[network]\nlan_exempt = 1\n", "must be true or false"),
+    ("[network]\nmetered = 'limit'\n", "network.metered = 'limit': must be pause or run"),
     ("[trainer]\nenabled = 'yes'\n", "trainer.enabled = 'yes': must be true or false"),
     (f"[api]\nsocket = '/{'s' * 107}'\n", "must be at most 107 bytes long"),
     ("[dashboard]\nlisten = '0.0.0.0:8470'\n", "must be of this machine alone, such as 127.0.0.1:8470; from elsewhere go through ssh"),
@@ -136,6 +144,16 @@ TRAINER_FAULTS = [
     ("[checkpoint]\nevery = 60\n", "must be a duration in quotes"),
     ("[checkpoint]\nevery = '60'\n", 'must be a duration; write it like "90s"'),
     ("[checkpoint]\nevery = '10ms'\n", "must be from 1 to 86400 seconds"),
+    ("[schedule]\nhours = ['08:00-08:00']\n", "schedule.hours = ['08:00-08:00']: '08:00-08:00': begins when it ends"),
+    ("[schedule]\nhours = ['always']\n", "must be hours of a day, written like"),
+    ("[schedule]\nwhen_user_active = 'stop'\n", "must be run, pause or pause-gpu"),
+    ("[schedule]\nbattery_min = 40\n", "must be a share in quotes"),
+    ("[schedule]\nbattery_min = '140%'\n", 'must be a share from "0%" to "100%"'),
+    ("[schedule]\nyield_to = ['/usr/bin/steam']\n", "'/usr/bin/steam' is no name of a program; write it as `ps -e` shows it"),
+    ("[schedule]\nresume_delay = 120\n", "must be a duration in quotes"),
+    ("[gpu]\nmax_temperature = '83'\n", "must be a number, without quotes"),
+    ("[gpu]\nmax_temperature = 70\n", "gpu.resume_temperature = 75 is above gpu.max_temperature = 70: it must not be hotter"),
+    ("[cpu]\nmax_load = '0.5'\n", "must be a share from"),
 ]
 
 
@@ -221,9 +239,14 @@ def test_sizes(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-@given(st.text(alphabet="0123456789.smhdKMGiTB -e٣", max_size=12))
+@pytest.mark.parametrize(("text", "share"), [("0%", 0.0), ("40%", 0.4), ("99.5%", 0.995), ("100%", 1.0)])
+def test_shares(text: str, share: float) -> None:
+    assert parse_share(text) == share
+
+
+@given(st.text(alphabet="0123456789.smhdKMGiTB% -e٣", max_size=12))
 def test_no_text_breaks_the_parsers(text: str) -> None:
-    for parse in (parse_duration, parse_size):
+    for parse in (parse_duration, parse_size, parse_share):
         with suppress(ValueError):
             assert parse(text) >= 0
 
