@@ -29,13 +29,14 @@ class Exit(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Self:
-    """`dashboard`: where a browser on this machine finds the page; empty: nowhere."""
+    """`dashboard`: where a browser on this machine finds the page; `metrics`: where Prometheus does; empty: nowhere."""
 
     peer_id: str
     name: str
     addrs: tuple[str, ...]
     pid: int
     dashboard: str = ""
+    metrics: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +112,10 @@ class Repaired:
     part: int
     peer: str
 
+
+STATES = ("idle", "joining", "syncing", "training", "averaging", "paused", "stopping")
+READY = ("syncing", "training", "averaging", "paused")
+"""States of a member of a run, as /readyz and `tapestry wait --for joined` mean it."""
 
 ROUND_RESULTS = ("committed", "replayed", "discarded")
 """What became of a round. The other stories are of catching up: caught_up (with what was announced), behind (not)."""
@@ -217,6 +222,14 @@ class Averaging:
 
 
 @dataclass(frozen=True, slots=True)
+class Disk:
+    """That of the state directory; with less than `min_free_bytes` free no round is begun."""
+
+    free_bytes: int
+    min_free_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Network:
     """`present`: peers with a live presence record in this run; `reachable`: others can dial us: yes, no, unknown."""
 
@@ -287,6 +300,7 @@ class Status:
     peers: tuple[Peer, ...] = ()
     declined: dict[str, int] = field(default_factory=dict)
     bans: int = 0
+    disk: Disk | None = None
     schema: int = field(default=SCHEMA)
 
     def to_json(self) -> dict[str, Any]:

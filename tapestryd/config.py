@@ -77,6 +77,15 @@ class Dashboard:
 
 
 @dataclass(frozen=True, slots=True)
+class Metrics:
+    """`listen`: an address and a port for Prometheus, of /metrics alone, which all who can connect there may read; empty: only the
+    dashboard's. `per_peer`: also series that name peers, several for each, which Prometheus keeps for as long as all others."""
+
+    listen: str = "127.0.0.1:9470"
+    per_peer: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Log:
     """`level`: error | warning | info | debug. `format`: auto | text | json."""
 
@@ -115,6 +124,7 @@ class DaemonConfig:
     trainer: TrainerChoice = field(default_factory=TrainerChoice)
     api: Api = field(default_factory=Api)
     dashboard: Dashboard = field(default_factory=Dashboard)
+    metrics: Metrics = field(default_factory=Metrics)
     log: Log = field(default_factory=Log)
     storage: Storage = field(default_factory=Storage)
     trust: Trust = field(default_factory=Trust)

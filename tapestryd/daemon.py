@@ -29,9 +29,11 @@ from tapestryd.host.api import Api
 from tapestryd.host.clock import now_ms
 from tapestryd.host.dashboard import Dashboard
 from tapestryd.host.keys import Identity, verify
+from tapestryd.host.metrics import scraped
 from tapestryd.host.store import StateDir
 from tapestryd.host.systemd import Notifier
 from tapestryd.host.watch import Watch
+from tapestryd.host.web import Web
 from tapestryd.picture import picture
 from tapestryd.session import Session
 from tapestryd.story import certificate
@@ -60,7 +62,8 @@ class Daemon:
         self._identity: Identity
         self._door: Doorkeeper
         self._watch: Watch
-        self._dashboard: Dashboard
+        self._dashboard: Web
+        self._scraped: Web
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -68,12 +71,14 @@ class Daemon:
         try:
             self._identity = Identity.load_or_make(self._state.path / "identity.key")
             self._door = Doorkeeper(self.config.trust, self._state, now_ms)
-            self._watch = Watch(self.status, now_ms)
+            self._watch = Watch(self.status, now_ms, per_peer=self.config.metrics.per_peer)
             answers = Answers(self, self._watch)
-            self._dashboard = Dashboard(self.config.dashboard, answers.page)
-            api = Api((*answers.routes, self._dashboard.link), self.config.api.socket)
+            dashboard = Dashboard(self.config.dashboard, answers.page)
+            self._dashboard, self._scraped = dashboard.web, scraped(self.config.metrics, answers.metrics)
+            api = Api((*answers.routes, dashboard.link), self.config.api.socket)
             await api.start()
             await self._dashboard.start()
+            await self._scraped.start()
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self._stopping.set)
             says = asyncio.create_task(self._say())
@@ -90,6 +95,7 @@ class Daemon:
                 await self._door.close()
                 says.cancel()
                 self._watch.events.close()
+                await self._scraped.stop()
                 await self._dashboard.stop()
                 await api.stop()
         finally:
@@ -171,8 +177,8 @@ class Daemon:
     # What the operator may ask.
 
     def status(self) -> Status:
-        door, web, me = self._door, self._dashboard.web, self._identity.peer_id
-        return picture(self.config, self.session, door, web, me, self._began, self._stopping.is_set())
+        webs = (self._dashboard, self._scraped)
+        return picture(self.config, self.session, self._door, webs, self._identity.peer_id, self._began, self._stopping.is_set())
 
     def rounds(self, limit: int) -> list[Story]:
         return list(self.session.history.stories)[-limit:] if self.session else []

@@ -1,6 +1,7 @@
 """One frozen picture of this peer, the same for CLI, dashboard, systemd and log. Reads everything, changes nothing."""
 
 import os
+import shutil
 import time
 
 from protocols import control
@@ -28,13 +29,13 @@ _HEALTH = {
 
 
 def picture(
-    config: DaemonConfig, session: Session | None, door: Doorkeeper, web: Web, peer_id: str, began: float, stopping: bool
+    config: DaemonConfig, session: Session | None, door: Doorkeeper, webs: tuple[Web, Web], peer_id: str, began: float, stopping: bool
 ) -> control.Status:  # fmt: skip
-    """`began`: time.monotonic() of the daemon's start."""
+    """`webs`: of the dashboard, and of the metrics. `began`: time.monotonic() of the daemon's start."""
     trainer = control.Trainer(state="off")
     state = "idle"
     reasons: tuple[str, ...] = ()
-    health = [web.trouble] if web.trouble else []
+    health = [web.trouble for web in webs if web.trouble]
     if session is not None:
         state = _STATES[session.member.state] if session.member else "joining"
         reasons = session.member.reasons if session.member else ("no_rules",)
@@ -47,7 +48,7 @@ def picture(
     stories = session.history.rounds[-_WINDOW:] if session else []
     return control.Status(
         version=__version__,
-        self=control.Self(peer_id, config.node.name, tuple(session.addresses) if session else (), os.getpid(), web.url),
+        self=control.Self(peer_id, config.node.name, tuple(session.addresses) if session else (), os.getpid(), *(web.url for web in webs)),
         uptime_s=round(time.monotonic() - began, 1),
         state="stopping" if stopping else state,
         reasons=reasons,
@@ -64,6 +65,7 @@ def picture(
         peers=session.neighbours.status(_base(session), door.score) if session else (),
         declined=dict(session.node.declined) if session else {},
         bans=len(door.bans()),
+        disk=control.Disk(shutil.disk_usage(config.node.state_dir).free, config.storage.min_free_bytes),
     )
 
 

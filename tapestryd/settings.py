@@ -188,6 +188,12 @@ def _loopback(value: str, folder: Path) -> str:
     return value
 
 
+def _endpoint(value: str, folder: Path) -> str:
+    if value:
+        endpoint(value)
+    return value
+
+
 def _hosts(value: tuple[str, ...], folder: Path) -> tuple[str, ...]:
     for name in value:
         if not re.fullmatch(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", name, re.ASCII):
@@ -273,6 +279,7 @@ CHECKS: dict[str, Callable[[Any, Path], Any]] = {
     "dashboard.listen": _loopback,
     "dashboard.allowed_hosts": _hosts,
     "dashboard.writes": _like("token|never", "must be token or never"),
+    "metrics.listen": _endpoint,
     "log.level": _like("error|warning|info|debug", "must be error, warning, info or debug"),
     "log.format": _like("auto|text|json", "must be auto, text or json"),
     "storage.snapshot_every": _between(1, 1_000_000),

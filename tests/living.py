@@ -68,7 +68,7 @@ class Peer:
         (folder / "tapestryd.toml").write_text(
             f'schema_version = 1\n[node]\nname = "{folder.name}"\nstate_dir = "state"\n'
             f'[network]\nlisten = ["{listen or f"/ip4/127.0.0.1/tcp/{free_port()}"}"]\n'
-            '[trainer]\nconfig = "trainer.toml"\n[api]\nsocket = "api.sock"\n[dashboard]\nlisten = "127.0.0.1:0"\n'
+            '[trainer]\nconfig = "trainer.toml"\n[api]\nsocket = "api.sock"\n[dashboard]\nlisten = "127.0.0.1:0"\n[metrics]\nlisten = ""\n'
             '[storage]\nmin_free = "10 MiB"\nsnapshot_every = 4\n'
         )
         (folder / "trainer.toml").write_text(

@@ -134,7 +134,7 @@ class Served:
         self.api = self.run(self._made())
         try:
             self.run(self.api.start())
-            self.run(self.dashboard.start())
+            self.run(self.dashboard.web.start())
         except LocalFault:
             self.close()
             raise
@@ -146,7 +146,7 @@ class Served:
         return asyncio.run_coroutine_threadsafe(job, self._loop).result(10)
 
     def close(self) -> None:
-        self.run(self.dashboard.stop())
+        self.run(self.dashboard.web.stop())
         self.run(self.api.stop())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()

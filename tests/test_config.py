@@ -76,7 +76,7 @@ def test_paths_are_relative_to_their_file(tmp_path: Path) -> None:
 
 DAEMON_FAULTS = [
     ("[nod]\n", "[nod]: no such section; did you mean node?"),
-    ("[zzzzzzz]\n", "[zzzzzzz]: no such section; there are api, dashboard, log, network, node, run, storage, trainer, trust"),
+    ("[zzzzzzz]\n", "[zzzzzzz]: no such section; there are api, dashboard, log, metrics, network, node, run, storage, trainer, trust"),
     ("node = 3\n", "node = 3: must be a section; write [node] on a line of its own"),
     ("state_dir = 3\n", "state_dir = 3: no such key outside a section; did you mean node.state_dir?"),
     ("[node]\nnam = 'x'\n", "node.nam = 'x': no such key; did you mean node.name?"),
@@ -113,6 +113,7 @@ DAEMON_FAULTS = [
     ("[dashboard]\nlisten = '[127.0.0.1]:8470'\n", "must be an IP address and a port"),
     ("[dashboard]\nlisten = ''\n", "must be an IP address and a port"),
     ("[dashboard]\nallowed_hosts = ['box:8470']\n", "'box:8470' is not the name of a host in small letters, without a port"),
+    ("[metrics]\nlisten = '9470'\n", "must be an IP address and a port"),
     ("[dashboard]\nwrites = 'always'\n", "must be token or never"),
     ("[log]\nlevel = 'loud'\n", "must be error, warning, info or debug"),
     ("[log]\nformat = 'xml'\n", "must be auto, text or json"),

@@ -136,7 +136,7 @@ class Swarm:
             folder / "tapestryd.toml",
             f"schema_version = 1\n[node]\nname = {_quoted(region.name)}\nstate_dir = 'state'\n"
             f"[network]\nlisten = ['/ip4/127.0.0.1/tcp/{port}']\n[trainer]\nconfig = 'trainer.toml'\n"
-            f"[api]\nsocket = {_quoted(str(address))}\n[dashboard]\nlisten = '127.0.0.1:0'\n"
+            f"[api]\nsocket = {_quoted(str(address))}\n[dashboard]\nlisten = '127.0.0.1:0'\n[metrics]\nlisten = ''\n"
             "[log]\nformat = 'text'\n[storage]\nmin_free = '64 MiB'\n",
         )
         _write(

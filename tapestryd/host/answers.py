@@ -13,7 +13,7 @@ from pathlib import Path
 from aiohttp import web
 
 from protocols import TREATY
-from protocols.control import Ban, Certificate, Peer, Status, Story
+from protocols.control import READY, Ban, Certificate, Peer, Status, Story
 from tapestryd.host.clock import now_ms
 from tapestryd.host.fields import Doc, Flag, Line, Names, PeerId, Seconds, Span, Target, Text, Whole
 from tapestryd.host.operator import Operator
@@ -21,8 +21,6 @@ from tapestryd.host.route import Refusal, Route
 from tapestryd.host.trends import KEPT_S, SERIES
 from tapestryd.host.watch import Watch
 
-READY = ("syncing", "training", "averaging", "paused")
-"""States of a member of a run, as /readyz and `tapestry wait --for joined` mean it."""
 ROUNDS = 1_000
 _ROUND_MAX = 10**16 - 1
 _REASON_CHARS = 200
@@ -82,6 +80,7 @@ class Answers:
         self._exporting = asyncio.Lock()
         reads, changes = self._reads(), self._changes()
         self.routes = (*reads, *changes)
+        self.metrics = next(route for route in reads if route.path == "/metrics")
         self.page = (*reads, *(route for route in changes if route.path in _PAGE))
         """What the dashboard may ask; changes, with a token."""
 
@@ -93,6 +92,7 @@ class Answers:
                 "GET", "/readyz", "Whether this node is a member of a run; 503 if not.", self._ready,
                 {"ready": bool}, {"verbose": Flag()}, others=(HTTPStatus.SERVICE_UNAVAILABLE,),
             ),
+            Route("GET", "/metrics", "The metrics, in Prometheus' text format or as OpenMetrics.", self._metrics, media="text/plain"),
             Route("GET", "/v1/status", "Everything about this peer at this moment.", self._status, Status),
             Route("GET", "/v1/health", "What is not well, and since when.", self._health, {"healthy": bool, "health": list[Trouble]}),
             Route("GET", "/v1/peers", "The peers, as in the status.", self._peers, {"peers": list[Peer]}),
@@ -153,6 +153,10 @@ class Answers:
         if not all(checks.values()):
             raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "; ".join([f"the daemon is {status.state}", *status.reasons]), **told)
         return {"ready": True, **told}
+
+    async def _metrics(self, request: web.Request) -> web.StreamResponse:
+        text, media = self._watch.metrics.text(request.headers.get("Accept", ""))
+        return web.Response(body=text, headers={"Content-Type": media})
 
     async def _status(self) -> Doc:
         return self._operator.status().to_json()

@@ -1,4 +1,4 @@
-"""Notices what changes in this peer and remembers it for a while: events, trends, and since when its health has been what it is.
+"""Notices what changes in this peer and remembers it for a while: events, trends, metrics, and since when each trouble holds.
 
 Is told to look, at every change and every other second, and told of each story; decides nothing.
 """
@@ -8,14 +8,16 @@ from dataclasses import asdict
 
 from protocols.control import Status, Story
 from tapestryd.host.events import Events
+from tapestryd.host.metrics import Metrics
 from tapestryd.host.trends import Trends
 
 
 class Watch:
-    """`status` makes a picture of this moment; `now_ms` is Unix time."""
+    """`status` makes a picture of this moment; `now_ms` is Unix time; `per_peer`: whether metrics name peers."""
 
-    def __init__(self, status: Callable[[], Status], now_ms: Callable[[], int]) -> None:
+    def __init__(self, status: Callable[[], Status], now_ms: Callable[[], int], *, per_peer: bool = False) -> None:
         self.events = Events(now_ms())
+        self.metrics = Metrics(status, per_peer)
         self.trends = Trends()
         self.health: dict[str, int] = {}
         """Each sentence that holds, and since when, in ms."""
@@ -38,4 +40,5 @@ class Watch:
         return status
 
     def told(self, story: Story) -> None:
+        self.metrics.told(story)
         self.events.publish("story", self._now_ms(), asdict(story))

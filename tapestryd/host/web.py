@@ -30,9 +30,12 @@ HEADERS = {
 
 
 class Web:
-    """`key`: the setting that `address` comes from. `hosts`: names by which it may be asked, beside any IP address."""
+    """`key`: the setting that `address` comes from; None: it never listens. `hosts`: names by which it may be asked, beside any IP
+    address; None: by any."""
 
-    def __init__(self, key: str, address: tuple[str, int], hosts: Collection[str], routes: Iterable[web.RouteDef]) -> None:
+    def __init__(
+        self, key: str, address: tuple[str, int] | None, hosts: Collection[str] | None, routes: Iterable[web.RouteDef]
+    ) -> None:  # fmt: skip
         self.url = ""
         self.trouble = ""
         self._key = key
@@ -43,6 +46,8 @@ class Web:
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=2.0)
 
     async def start(self) -> None:
+        if self._address is None:
+            return
         host, port = self._address
         shown = f"[{host}]" if ":" in host else host
         bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
@@ -66,11 +71,11 @@ class Web:
         await self._runner.cleanup()
 
 
-def _guard(hosts: Collection[str]) -> Middleware:
+def _guard(hosts: Collection[str] | None) -> Middleware:
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         host = request.headers.get("Host", "")
-        if not _is_ours(host, hosts):
+        if hosts is not None and not _is_ours(host, hosts):
             raise Refusal(HTTPStatus.FORBIDDEN, f"Host = {host[:80]!r}: must be an IP address or one of dashboard.allowed_hosts")
         if not _is_same_origin(request, f"http://{host}"):
             raise Refusal(HTTPStatus.FORBIDDEN, "another page in this browser asks; only the dashboard's own may")

@@ -28,7 +28,6 @@ class Dashboard:
     """`routes`: what the page may ask; those that change things, only with a token. `link` is a route for the control socket."""
 
     def __init__(self, choices: Choices, routes: Sequence[Route]) -> None:
-        self._enabled = choices.enabled
         self._writes = choices.writes == "token"
         self._tokens = Tokens()
         self.link = Route(
@@ -40,14 +39,8 @@ class Dashboard:
             web.route(route.method, route.path, route.serve if route.method == "GET" or route is token else self._with_token(route.serve))
             for route in documented(asked)
         ]
-        self.web = Web("dashboard.listen", endpoint(choices.listen), choices.allowed_hosts, [*_page(), *served])
-
-    async def start(self) -> None:
-        if self._enabled:
-            await self.web.start()
-
-    async def stop(self) -> None:
-        await self.web.stop()
+        address = endpoint(choices.listen) if choices.enabled else None
+        self.web = Web("dashboard.listen", address, choices.allowed_hosts, [*_page(), *served])
 
     async def _link(self) -> Doc:
         if not self.web.url:
