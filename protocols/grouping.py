@@ -2,12 +2,16 @@
 
 A leader serves for one round only, and two leaders at once do no harm: a roster is a proposal, and only a quorum
 of votes commits. The order is a hash of run, round and peer, so the part rotates and nobody can choose to have it.
+
+Whose voice a node has is its owner: its Member or, in an open run, the node itself. Leaders, shares and places in a
+roster are by owner, so that a Member gets no more of them, and no more in its power, by running more nodes.
 """
 
 import math
 import re
 import struct
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from hashlib import sha256
@@ -30,6 +34,14 @@ def order(run_id: str, round: int, peers: Iterable[str]) -> list[str]:
     return sorted(peers, key=lambda peer: (sha256(f"{run_id}/{round}/{peer}".encode()).digest(), peer))
 
 
+def leaders(run_id: str, round: int, owners: Mapping[str, str]) -> list[str]:
+    """Whom to call in round `round`, first to last, of peers with their owners: one node each of ATTEMPTS owners, if there are as many."""
+    first: dict[str, str] = {}
+    for peer in order(run_id, round, owners):
+        first.setdefault(owners[peer], peer)
+    return [first[owner] for owner in order(run_id, round, first)[:ATTEMPTS]]
+
+
 CELLS = 64
 """A fragment's elements lie in so many cells, near equal. Norms are announced, and parts shared out, by the cell."""
 
@@ -40,14 +52,16 @@ def cells(elements: int, block: int) -> list[int]:
     return [min(elements, (blocks * i // CELLS) * block) for i in range(CELLS)] + [elements]
 
 
-def shares(rates: Sequence[int]) -> list[int]:
-    """How many cells each reducer gets, by its bytes per second (> 0): each cell in turn goes to whoever would be done with
-    it first, ties to the earlier one. Nobody gets more than twice an equal share, whatever it says of itself."""
-    most = -(-2 * CELLS // len(rates))
-    dealt = [0] * len(rates)
+def shares(rates: Sequence[int], owners: Sequence[str]) -> list[int]:
+    """How many cells each reducer gets, by its bytes per second (> 0): each cell in turn goes to whoever would be done with it
+    first, ties to the earlier one. No owner gets more than twice an equal share, whatever its nodes say of themselves."""
+    most = -(-2 * CELLS // len(set(owners)))
+    dealt, held = [0] * len(rates), Counter[str]()
     for _ in range(CELLS):
-        open_ = [i for i in range(len(rates)) if dealt[i] < most]
-        dealt[min(open_, key=lambda i: (Fraction(dealt[i] + 1, rates[i]), i))] += 1
+        open_ = [i for i, owner in enumerate(owners) if held[owner] < most]
+        found = min(open_, key=lambda i: (Fraction(dealt[i] + 1, rates[i]), i))
+        dealt[found] += 1
+        held[owners[found]] += 1
     return dealt
 
 
@@ -101,6 +115,29 @@ class Claim:
         return cls(body["steps"], body["rate"], norms, maybe(body["delegation"], verify))
 
 
+def owner_of(peer: str, claim: Claim) -> str:
+    """Whose voice `peer` says that it has."""
+    return claim.delegation.member if claim.delegation else peer
+
+
+def seated(peers: Sequence[str], claims: Sequence[Claim], members: int) -> list[str]:
+    """Those of `peers`, in this order, whom one roster has places for: of each of the run's `members` no more nodes than the least
+    that their delegations name, nor than an equal part of all places. In an open run, of no Members, everybody."""
+    quota = limits.ROSTER_MEMBERS // max(1, members)
+    found: list[str] = []
+    nodes: dict[str, int] = {}
+    held: Counter[str] = Counter()
+    for peer, claim in zip(peers, claims, strict=True):
+        if claim.delegation:
+            member = claim.delegation.member
+            nodes[member] = min(nodes.get(member, quota), claim.delegation.nodes)
+            if held[member] >= nodes[member]:
+                continue
+            held[member] += 1
+        found.append(peer)
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Roster:
     """Who averages round `round`, and what each said of its contribution. `members` in canonical order, `claims` beside them;
@@ -114,33 +151,39 @@ class Roster:
     claims: tuple[Claim, ...]
 
     @property
+    def owners(self) -> tuple[str, ...]:
+        """Whose voice each member says that it has; it has it if `check` holds."""
+        return tuple(owner_of(peer, claim) for peer, claim in zip(self.members, self.claims, strict=True))
+
+    @property
     def reducers(self) -> tuple[str, ...]:
         """The members that can be dialled, in order: each reduces one part."""
         return tuple(peer for peer, claim in zip(self.members, self.claims, strict=True) if claim.rate)
 
     def parts(self) -> list[tuple[int, int]]:
         """The cells of each reducer's part: [first, last)."""
-        edges = accumulate(shares([claim.rate for claim in self.claims if claim.rate]), initial=0)
-        return list(pairwise(edges))
+        reducing = [(claim.rate, owner) for claim, owner in zip(self.claims, self.owners, strict=True) if claim.rate]
+        dealt = shares([rate for rate, _ in reducing], [owner for _, owner in reducing])
+        return list(pairwise(accumulate(dealt, initial=0)))
 
     def slices(self, elements: int, block: int) -> list[tuple[int, int]]:
         """The elements of each reducer's part: [start, stop). They cover [0, elements); some may be empty."""
         edges = cells(elements, block)
         return [(edges[first], edges[last]) for first, last in self.parts()]
 
-    def owners(self, rules: RunRules) -> tuple[str, ...]:
-        """Whose voice each member has: its Member's or, in an open run, its own. Refused unless every delegation holds at the
-        round's boundary, and those of one Member are of one epoch."""
+    def check(self, rules: RunRules) -> None:
+        """Refused unless every delegation holds at the round's boundary, those of one Member are of one epoch, and no Member has more
+        places than it may (see `seated`)."""
         at_ms, epochs = rules.schedule.boundary(self.round), Epochs()
-        found = []
         for peer, claim in zip(self.members, self.claims, strict=True):
-            found.append(owner(claim.delegation, run=self.run, members=rules.members, node=peer, at_ms=at_ms))
+            owner(claim.delegation, run=self.run, members=rules.members, node=peer, at_ms=at_ms)
         delegations = self.delegations(self.members)
         for delegation in delegations:
             epochs = epochs.seen(delegation)
         for delegation in delegations:
             epochs.check(delegation)
-        return tuple(found)
+        if len(seated(self.members, self.claims, len(rules.members))) < len(self.members):
+            raise Refused(Reason.OUT_OF_RANGE, "a Member has more places in the roster than it may")
 
     def delegations(self, peers: Iterable[str]) -> list[Delegation]:
         """Of those members of the roster that have one."""

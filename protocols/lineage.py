@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from protocols import limits
 from protocols.canonical import Json, Signed, Verify, digest, dumps, is_digest, loads, take
 from protocols.grouping import Roster
-from protocols.membership import member_quorum
 from protocols.refusal import Reason, Refused
 from protocols.rules import Averaging, RunRules
-from protocols.settling import Vote, merkle, quorum
+from protocols.settling import Vote, certified, merkle
 
 Pair = tuple[str, str]
 """(digest of theta, digest of velocity) of one fragment: SHA-256 of little-endian float32."""
@@ -69,7 +68,7 @@ class Entry:
 
     @classmethod
     def parse(cls, data: bytes, rules: RunRules, verify: Verify) -> tuple["Entry", int]:
-        """(entry, where its parts begin). Verified: the certificate holds a quorum of the roster and, in roster mode, of the
+        """(entry, where its parts begin). Verified: the certificate holds a quorum of the roster or, in roster mode, of the
         voices of all Members; every vote is signed and for this very result; every delegation held at the round's boundary;
         and the parts' digests have the root that was voted for."""
         if len(data) < _HEAD.size:
@@ -101,11 +100,9 @@ class Entry:
             value = {"kind": "vote", "body": body["vote"], "peer": item[0], "signature": item[1]}
             votes.append(Signed.from_json(value, "vote", verify))
         voters = {signed.peer for signed in votes} & set(roster.members)
-        if len(voters) != len(votes) or len(voters) < quorum(len(roster.members)):
+        roster.check(rules)
+        if len(voters) != len(votes) or not certified(voters, roster, rules.members):
             raise Refused(Reason.NO_QUORUM, f"{len(voters)} votes of a roster of {len(roster.members)}")
-        roster.owners(rules)
-        if rules.members and not member_quorum(rules.members, roster.delegations(voters)):
-            raise Refused(Reason.NO_QUORUM, f"the {len(voters)} votes are no quorum of the voices of {len(rules.members)} Members")
         return cls(vote, roster, tuple(parts), tuple(sizes), tuple(votes)), start
 
     @classmethod

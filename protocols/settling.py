@@ -4,9 +4,11 @@ Everybody who holds all parts computes the next base and votes for it, so a vote
 not only the bytes that went in: a machine whose arithmetic differs is found out before it commits anything.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from math import lcm
 
 from protocols import limits
 from protocols.canonical import Json, Signed, Verify, is_digest, take
@@ -96,28 +98,31 @@ _ONCE = {"part": ("run", "roster", "part"), "vote": ("run", "round", "before")}
 """What a peer signs at most one statement for, by kind."""
 
 
-def coverage_ppm(sizes: Sequence[int], contributors: Sequence[int], members: int) -> int:
-    """`sizes[i]` elements of part i, of which `contributors[i]` members of `members` are in the mean."""
-    pairs = sum(size * count for size, count in zip(sizes, contributors, strict=True))
-    return pairs * 1_000_000 // (sum(sizes) * members)
+def coverage_ppm(sizes: Sequence[int], contributors: Sequence[Iterable[int]], owners: Sequence[str]) -> int:
+    """`sizes[i]` elements of part i, which the members at the places `contributors[i]` are in, of a roster of `owners`. Every owner
+    counts the same, and each of its nodes for its share of that: nodes that call and send nothing lower nobody else's part."""
+    nodes = Counter(owners)
+    one = lcm(*nodes.values())
+    pairs = sum(size * sum(one // nodes[owners[place]] for place in places) for size, places in zip(sizes, contributors, strict=True))
+    return pairs * 1_000_000 // (sum(sizes) * len(nodes) * one)
 
 
-def winner(votes: Sequence[Vote], members: int, present: int) -> Vote | None:
-    """The result that a quorum voted for, of the roster and of the `present` peers that we saw live on this base at the
-    boundary: two leaders can make two rosters, but not two majorities of the same crowd. One vote a member is given."""
-    for candidate in set(votes):
-        if votes.count(candidate) >= max(quorum(members), quorum(present)):
-            return candidate
-    return None
+def certified(voters: Collection[str], roster: Roster, rules_members: Sequence[str]) -> bool:
+    """Whether the votes of `voters`, members of the roster, for one result are enough for a log entry: in an open run of a quorum of
+    the roster, in roster mode of one of the voices of all Members, however many nodes are in the roster."""
+    if rules_members:
+        return member_quorum(rules_members, roster.delegations(voters))
+    return len(voters) >= quorum(len(roster.members))
 
 
 def decided(ballots: Mapping[str, Vote], roster: Roster, rules_members: Sequence[str], present: int) -> Vote | None:
-    """The result that wins: in an open run as above, and in roster mode by a quorum of the roster and of the voices of all
-    Members, whoever was present. `ballots`: one vote of each member of the roster that voted."""
-    if not rules_members:
-        return winner(list(ballots.values()), len(roster.members), present)
-    for candidate in set(ballots.values()):
-        voters = [peer for peer, vote in ballots.items() if vote == candidate]
-        if len(voters) >= quorum(len(roster.members)) and member_quorum(rules_members, roster.delegations(voters)):
-            return candidate
+    """The result that wins. `ballots`: one vote of each member of the roster that voted. In an open run its voters are also a quorum
+    of the `present` peers that we saw live on this base at the boundary: two leaders can make two rosters, but not two
+    majorities of the same crowd. In roster mode nobody's view counts."""
+    results: dict[Vote, list[str]] = {}
+    for peer, vote in ballots.items():
+        results.setdefault(vote, []).append(peer)
+    for result, voters in results.items():
+        if certified(voters, roster, rules_members) and (rules_members or len(voters) >= quorum(present)):
+            return result
     return None

@@ -6,7 +6,7 @@ not sent, or was lost to the codec, is carried in `residual` into the fragment's
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 import torch
@@ -38,15 +38,16 @@ _ENOUGH_MS = 50
 
 
 class Round:
-    """What one round has come to so far. `present`: peers seen live on our base at the boundary, ourselves included;
+    """What one round has come to so far. `others`: peers seen live on our base at the boundary, with their owners; `present`: how
+    many these are, ourselves included;
     `passed_over`: leaders that gave no roster, in order, and why."""
 
-    def __init__(self, number: int, fragment: int, before: Tip, delta: Tensor, others: Sequence[str], steps: int) -> None:
+    def __init__(self, number: int, fragment: int, before: Tip, delta: Tensor, others: Mapping[str, str], steps: int) -> None:
         self.number = number
         self.fragment = fragment
         self.before = before
         self.delta = delta
-        self.others = tuple(others)
+        self.others = others
         self.steps = steps
         self.offer: Offer | None = None
         self.gathered: Gathered | None = None
@@ -80,9 +81,9 @@ class Averaging:
         self._now_ms = now_ms
         self._residual = torch.zeros(keeper.base.layout.elements, dtype=torch.float32)
 
-    def begin(self, number: int, delta: Tensor, others: Sequence[str], steps: int) -> None:
+    def begin(self, number: int, delta: Tensor, others: Mapping[str, str], steps: int) -> None:
         """`delta`: our own copy, (n_f,) float32, of the fragment whose turn it is, after `steps` local steps. `others`: peers
-        seen on our base."""
+        seen on our base, with their owners."""
         assert self._keeper.base.tip is not None
         fragment = number % self._keeper.base.layout.fragments
         self.round = Round(number, fragment, self._keeper.base.tip, delta, others, steps)

@@ -46,7 +46,7 @@ class Exchange:
         self.slices = roster.slices(offer.owed.numel(), rules.codec.block)
         self._cells = cells(offer.owed.numel(), rules.codec.block)
         self._place = roster.members.index(me)
-        self._weights = weights(roster.owners(rules))
+        self._weights = weights(roster.owners)
         self._scales = scales(
             rules.averaging.aggregation, rules.averaging.weighting,
             [claim.norm for claim in roster.claims], [claim.steps for claim in roster.claims], self._weights,
@@ -130,14 +130,14 @@ def assemble(rules: RunRules, roster: Roster, blobs: Sequence[bytes]) -> tuple[T
     elements = rules.layout().size(roster.fragment)
     slices = roster.slices(elements, rules.codec.block)
     mean = torch.empty(elements, dtype=torch.float32)
-    counts = []
+    contributors = []
     for part, ((start, stop), blob) in enumerate(zip(slices, blobs, strict=True)):
         try:
-            counts.append(len(in_bitmap(blob[:BITMAP_BYTES], len(roster.members))))
+            contributors.append(in_bitmap(blob[:BITMAP_BYTES], len(roster.members)))
             mean[start:stop] = codec.decode(blob[BITMAP_BYTES:], stop - start, rules.codec.down, rules.codec.block)
         except Refused as refused:
             raise BadPart(part, refused.reason, refused.detail) from None
-    return mean, coverage_ppm([stop - start for start, stop in slices], counts, len(roster.members))
+    return mean, coverage_ppm([stop - start for start, stop in slices], contributors, roster.owners)
 
 
 def offer_bytes(rules: RunRules, elements: int) -> int:

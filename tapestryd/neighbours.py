@@ -199,9 +199,10 @@ class Neighbours:
             found.append(Seen(peer, tip if shown else None, known.presence.active))
         return tuple(found)
 
-    def on_base(self, tip: Tip) -> list[str]:
-        """Peers that will take part in a round on this base."""
-        return [peer for peer, known in self._known.items() if known.presence.active and known.presence.tip == tip]
+    def on_base(self, tip: Tip) -> dict[str, str]:
+        """Peers that will take part in a round on this base, with their owners."""
+        there = {peer: known.presence for peer, known in self._known.items()}
+        return {peer: shown.member or peer for peer, shown in there.items() if shown.active and shown.tip == tip}
 
     def clock(self) -> tuple[bool, int | None]:
         return verdict(known.skew_ms for known in self._known.values() if known.skew_ms is not None)

@@ -4,12 +4,13 @@ The decisions are in protocols/membership.py; here is what they need to remember
 """
 
 import logging
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from protocols import limits
 from protocols.canonical import Verify
-from protocols.grouping import Claim, Roster
+from protocols.grouping import Claim, Roster, seated
 from protocols.membership import Delegation, Epochs, from_file, owner
 from protocols.refusal import Refused
 from protocols.rules import RunRules
@@ -49,9 +50,13 @@ class Roll:
         self.admit(peer, claim.delegation, self._rules.schedule.boundary(round))
 
     def admit_roster(self, roster: Roster) -> None:
-        roster.owners(self._rules)
+        roster.check(self._rules)
         for peer, claim in zip(roster.members, roster.claims, strict=True):
             self.admit_caller(peer, claim, roster.round)
+
+    def seated(self, claims: Mapping[str, Claim]) -> list[str]:
+        """Of callers in this order, those whom a roster has places for."""
+        return seated(list(claims), list(claims.values()), len(self._rules.members))
 
     def heard(self, roster: Roster) -> None:
         """Of a log entry that others committed, and which was checked: what they admitted stands, and teaches epochs."""

@@ -192,7 +192,7 @@ class Session:
         hold_s = rules.schedule.average_ms / 1000
         gathering = Gathering(
             self.node, rules.run_id, rules.averaging.min_peers, self.identity.sign, verify,
-            lambda: rules.schedule.round_at(now_ms()), hold_s, self.roll,
+            lambda: rules.schedule.round_at(now_ms()), lambda: self.keeper.base.tip.base if self.keeper.base.tip else "", hold_s, self.roll,
         )  # fmt: skip
         reduction = Reduction(self.node, meetings, sizes, self.identity.sign, verify)
         settlement = Settlement(self.node, meetings, sizes, self.identity.sign, verify, self.store.keep_proof, rules.members)

@@ -47,7 +47,7 @@ def lived(
         loss=trained.loss if trained and trained.steps else None,
         leader=round.gathered.leader if round and round.gathered else "",
         silent=tuple(Silent(peer, why) for peer, why in round.passed_over) if round else (),
-        present=round.others if round else (),
+        present=tuple(round.others) if round else (),
         missing=tuple(_missing(me, round)) if round else (),
         shares={peer: stop - start for peer, (start, stop) in zip(roster.reducers, meeting.slices, strict=True)}
         if roster and meeting

@@ -6,14 +6,14 @@ The order of leaders and what makes a roster acceptable are in protocols/groupin
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from protocols import limits
 from protocols.canonical import Json, Sign, Signed, Verify, take
-from protocols.grouping import ATTEMPTS, Claim, Roster, accept, order
+from protocols.grouping import Claim, Roster, accept, leaders, order, owner_of
 from protocols.refusal import Declined, Reason, Refused
 from tapestryd.swarm.node import Node
 from tapestryd.swarm.silence import Silence
@@ -55,24 +55,27 @@ class NoRoster(Gone):
 
 
 class Roll(Protocol):
-    """Who has a voice in the run. Both raise Refused."""
+    """Who has a voice in the run. The first two raise Refused; `seated`: those whom a roster has places for."""
 
     def admit_caller(self, peer: str, claim: Claim, round: int) -> None: ...
     def admit_roster(self, roster: Roster) -> None: ...
+    def seated(self, claims: Mapping[str, Claim]) -> list[str]: ...
 
 
 class Gathering:
-    """`hold_s`: how long a call may wait here for its answer."""
+    """`base_now`: the digest of our base, or empty; `hold_s`: how long a call may wait here for its answer."""
 
     def __init__(
-        self, node: Node, run: str, min_peers: int, sign: Sign, verify: Verify, round_now: Callable[[], int], hold_s: float, roll: Roll
-    ) -> None:
+        self, node: Node, run: str, min_peers: int, sign: Sign, verify: Verify, round_now: Callable[[], int],
+        base_now: Callable[[], str], hold_s: float, roll: Roll,
+    ) -> None:  # fmt: skip
         self._node = node
         self._run = run
         self._min_peers = min_peers
         self._sign = sign
         self._verify = verify
         self._round_now = round_now
+        self._base_now = base_now
         self._hold_s = hold_s
         self._roll = roll
         self._silence = Silence(round_now())
@@ -97,7 +100,9 @@ class Gathering:
             if other.callers.pop(stream.peer, None) is not None and not other.callers and not other.led:
                 self._close(key, {"refused": Reason.OTHER_ROUND.value, "detail": "called elsewhere since"})
         parked = self._park((head["round"], head["before"]))
-        if len(parked.callers) >= limits.ROSTER_MEMBERS - 1:  # the leader is one too
+        self._readmit(parked, head["round"])
+        full = len(parked.callers) >= limits.ROSTER_MEMBERS - 1  # the leader is one too
+        if full or stream.peer not in self._roll.seated({**parked.callers, stream.peer: claim}):
             raise Refused(Reason.OTHER_ROSTER, "the roster is full")
         parked.callers[stream.peer] = claim
         parked.changed.set()
@@ -112,7 +117,8 @@ class Gathering:
 
     def _park(self, key: tuple[int, str]) -> _Parked:
         if key not in self._parked:
-            idle = [k for k, parked in self._parked.items() if not parked.led]
+            ours = (self._round_now(), self._base_now())  # what we are about to lead: nobody crowds it out
+            idle = [k for k, parked in self._parked.items() if not parked.led and k != ours]
             if len(self._parked) >= _PARKED_ROUNDS:
                 fewest = min(idle, key=lambda k: (len(self._parked[k].callers), -k[0]))
                 self._close(fewest, {"refused": Reason.OTHER_ROUND.value, "detail": "the round is over"})
@@ -125,19 +131,19 @@ class Gathering:
             parked.answer.set_result(answer)
 
     async def perform(
-        self, round: int, fragment: int, before: str, others: Sequence[str], claim: Claim, windows_s: Sequence[float]
+        self, round: int, fragment: int, before: str, others: Mapping[str, str], claim: Claim, windows_s: Sequence[float]
     ) -> Gathered:
-        """The roster of this round. `others`: peers seen on this base; `windows_s[i]`: seconds from now in which leader i's
-        roster closes. Raises NoRoster when no leader came to one that we are in."""
+        """The roster of this round. `others`: peers seen on this base, and their owners; `windows_s[i]`: seconds from now in
+        which leader i's roster closes. Raises NoRoster when no leader came to one that we are in."""
         loop = asyncio.get_running_loop()
         start = loop.time()
         me = self._node.peer_id
-        leaders = order(self._run, round, [me, *others])[:ATTEMPTS]
+        asked = leaders(self._run, round, {**others, me: owner_of(me, claim)})
         key = (round, before)
         passed_over: list[tuple[str, str]] = []
         margin = windows_s[0] / 2  # whoever is in a roster and gives it up costs everybody the round
         try:
-            for leader, window in zip(leaders, windows_s, strict=False):
+            for leader, window in zip(asked, windows_s, strict=False):
                 closes = start + window
                 try:
                     if leader == me:
@@ -155,7 +161,7 @@ class Gathering:
         finally:  # also when the round is dropped under us: whoever called must not wait here, nor keep a place
             self._close(key, {"refused": Reason.OTHER_ROUND.value, "detail": "no roster here either"})
 
-    async def _lead(self, key: tuple[int, str], fragment: int, others: Sequence[str], claim: Claim, closes: float) -> Roster:
+    async def _lead(self, key: tuple[int, str], fragment: int, others: Mapping[str, str], claim: Claim, closes: float) -> Roster:
         """Wait until all `others` have called or the window is over."""
         loop = asyncio.get_running_loop()
         parked = self._park(key)
@@ -171,24 +177,24 @@ class Gathering:
         except Refused as refused:  # a caller has shown that our own Member let us go
             self._close(key, {"refused": refused.reason.value, "detail": refused.detail})
             raise
-        claims = {peer: said for peer, said in parked.callers.items() if self._admitted(peer, said, key[0])}
-        claims[self._node.peer_id] = claim
-        members = order(self._run, key[0], claims)
-        if len(members) < self._min_peers or not any(claim.rate for claim in claims.values()):
+        self._readmit(parked, key[0])
+        claims = {self._node.peer_id: claim, **parked.callers}
+        members = order(self._run, key[0], self._roll.seated(claims))
+        if len(members) < self._min_peers or not any(claims[peer].rate for peer in members):
             self._close(key, {"refused": Reason.OUT_OF_RANGE.value, "detail": f"only {len(members)} came"})
             raise Gone(f"only {len(members)} of at least {self._min_peers} came to our own roster")
         roster = Roster(self._run, key[0], fragment, key[1], tuple(members), tuple(claims[peer] for peer in members))
         self._close(key, {"roster": Signed.make("roster", roster.to_body(), self._node.peer_id, self._sign).to_json()})
         return roster
 
-    def _admitted(self, peer: str, claim: Claim, round: int) -> bool:
-        """Whether `peer`, who was admitted when it called, still is: a later caller may have shown a greater epoch of its Member."""
-        try:
-            self._roll.admit_caller(peer, claim, round)
-        except Refused as refused:
-            self._node.refused(refused, "call", peer)
-            return False
-        return True
+    def _readmit(self, parked: _Parked, round: int) -> None:
+        """Those who were admitted when they called, and still are: a later caller may have shown a greater epoch of their Member."""
+        for peer, claim in list(parked.callers.items()):
+            try:
+                self._roll.admit_caller(peer, claim, round)
+            except Refused as refused:
+                self._node.refused(refused, "call", peer)
+                del parked.callers[peer]
 
     async def _ask(self, leader: str, key: tuple[int, str], fragment: int, claim: Claim, closes: float) -> Roster:
         """The roster of `leader`, who may not want us to reduce."""

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 import protocols
 from protocols import limits
 from protocols.canonical import Signed, digest, dumps
-from protocols.grouping import BITMAP_BYTES, CELLS, Claim, Roster, accept, bitmap, cells, in_bitmap, order, shares
+from protocols.grouping import BITMAP_BYTES, CELLS, Claim, Roster, accept, bitmap, cells, in_bitmap, leaders, order, seated, shares
 from protocols.membership import Delegation
 from protocols.refusal import Reason, Refused
-from tests.people import CAST, MEMBERS, RULES, RUN, Person, certified, delegations, in_roster_mode, roster, verify
+from tests.people import BLANK, CAST, MEMBERS, RULES, RUN, Person, certified, delegations, in_roster_mode, roster, verify
 
 VECTOR = json.loads((Path(protocols.__file__).parent / "vectors" / "roster.json").read_text())
 PEOPLE = list(CAST.values())
@@ -29,6 +29,10 @@ def test_reads_and_writes_the_vector() -> None:
     assert {key["name"]: (key["seed"], key["peer"]) for key in VECTOR["keys"]} == {p.name: (p.seed.hex(), p.peer) for p in PEOPLE}
     for round, members in VECTOR["order"].items():
         assert order(VECTOR["run"], int(round), [key["peer"] for key in VECTOR["keys"]]) == members
+    for case in VECTOR["leaders"]:
+        assert leaders(VECTOR["run"], case["round"], case["owners"]) == case["leaders"]
+    for case in VECTOR["shares"]:
+        assert shares(case["rates"], case["owners"]) == case["cells"]
     signed = Signed.from_json(VECTOR["signed"], "roster", verify)
     assert Signed.message("roster", signed.body).decode() == VECTOR["message"]
     read = Roster.from_body(signed.body, verify)
@@ -52,6 +56,21 @@ def test_the_lead_rotates() -> None:
     assert max(led.values()) < 2 * 600 / len(CAST)
 
 
+@given(st.integers(0, 10**9), st.dictionaries(st.sampled_from(sorted(CAST)), st.sampled_from("ABC"), min_size=1))
+def test_leaders_are_of_different_owners(round: int, owners: dict[str, str]) -> None:
+    found = leaders(RUN, round, owners)
+    assert len(found) == len({owners[peer] for peer in found}) == min(2, len(set(owners.values())))
+    for peer in found:
+        assert peer == order(RUN, round, [one for one in owners if owners[one] == owners[peer]])[0]
+    assert leaders(RUN, round, {peer: peer for peer in owners}) == order(RUN, round, owners)[:2]
+
+
+def test_a_member_leads_as_often_with_many_nodes_as_with_one() -> None:
+    owners = {peer: "many" if place else "one" for place, peer in enumerate(CAST)}
+    led = Counter(owners[leaders(RUN, round, owners)[0]] for round in range(600))
+    assert abs(led["many"] - led["one"]) < 100
+
+
 # Cells, shares, parts.
 
 
@@ -68,7 +87,7 @@ def test_cells_cover_exactly_in_blocks(elements: int, block: int) -> None:
 @given(st.lists(st.integers(1, limits.RATE), min_size=1, max_size=64))
 def test_shares_are_as_fast_as_cells_allow(rates: list[int]) -> None:
     """The oracle: no cell could move to another reducer, with room, that would then be done before this one is now."""
-    dealt = shares(rates)
+    dealt = shares(rates, list(map(str, range(len(rates)))))
     most = -(-2 * CELLS // len(rates))
     assert sum(dealt) == CELLS
     assert max(dealt) <= most
@@ -78,12 +97,22 @@ def test_shares_are_as_fast_as_cells_allow(rates: list[int]) -> None:
 
 
 def test_shares_follow_the_rates() -> None:
-    assert shares([5, 5, 5, 5]) == [16, 16, 16, 16]
-    assert shares([3, 1, 1, 1]) == [32, 11, 11, 10]  # nobody has more than twice an equal share
-    assert shares([2, 1, 1]) == [32, 16, 16]
-    assert shares([1 << 40, 1]) == [64, 0]
-    assert shares([7]) == [64]
-    assert sorted(shares([9] * 70), reverse=True) == [1] * 64 + [0] * 6
+    def alone(*rates: int) -> list[int]:
+        return shares(rates, list(map(str, range(len(rates)))))
+
+    assert alone(5, 5, 5, 5) == [16, 16, 16, 16]
+    assert alone(3, 1, 1, 1) == [32, 11, 11, 10]  # nobody has more than twice an equal share
+    assert alone(2, 1, 1) == [32, 16, 16]
+    assert alone(1 << 40, 1) == [64, 0]
+    assert alone(7) == [64]
+    assert sorted(alone(*[9] * 70), reverse=True) == [1] * 64 + [0] * 6
+
+
+def test_shares_are_bounded_by_owner() -> None:
+    """Twice an equal share is what all nodes of a Member have together at most."""
+    assert shares([9, 9, 9, 1, 1, 1], "AAABCD") == [11, 11, 10, 11, 11, 10]
+    assert shares([1] * 6, "AABBCC") == [11, 11, 11, 11, 10, 10]
+    assert sum(shares([1 << 40] * 60 + [1] * 3, "A" * 60 + "BCD")[:60]) == 32
 
 
 @given(st.lists(st.integers(0, 10**9), min_size=1, max_size=6), st.integers(1, 5000), st.sampled_from([64, 256]))
@@ -269,18 +298,41 @@ def test_whose_voices_a_roster_has(shown: list[Delegation], expected: dict[Perso
     made = delegated(*shown)
     if isinstance(expected, Reason):
         with pytest.raises(Refused) as refused:
-            made.owners(WITH_MEMBERS)
+            made.check(WITH_MEMBERS)
         assert refused.value.reason is expected
     else:
-        assert dict(zip(made.members, made.owners(WITH_MEMBERS), strict=True)) == {a.peer: b.peer for a, b in expected.items()}
+        made.check(WITH_MEMBERS)
+        assert dict(zip(made.members, made.owners, strict=True)) == {a.peer: b.peer for a, b in expected.items()}
     assert Roster.from_body(made.to_body(), verify) == made
 
 
 def test_in_an_open_run_every_member_has_its_own_voice() -> None:
-    assert ROSTER.owners(RULES) == ROSTER.members
+    ROSTER.check(RULES)
+    assert ROSTER.owners == ROSTER.members
     made = roster(PEOPLE[:3], delegated=delegations(NORTH, [ADA]))
     with pytest.raises(Refused) as refused:
-        made.owners(RULES)
+        made.check(RULES)
+    assert refused.value.reason is Reason.OUT_OF_RANGE
+
+
+def test_places_in_a_roster() -> None:
+    """No more nodes of a Member than it said that it has, the least it said, nor more than an equal part of all places."""
+
+    def claims(count: int, nodes: int) -> list[Claim]:
+        [shown] = given(NORTH, ADA)
+        return [replace(BLANK, delegation=replace(shown, nodes=nodes)) for _ in range(count)]
+
+    def seats(shown: list[Claim], members: int) -> int:
+        return len(seated(list(map(str, range(len(shown)))), shown, members))
+
+    assert seats(claims(3, 2), 3) == 2
+    assert seats([*claims(2, 3), *claims(2, 2)], 3) == 2
+    assert seats(claims(64, 64), 4) == 64
+    assert seats(claims(64, 64), 8) == 32
+    assert seats(claims(2, 2), 256) == 1
+    assert seats([BLANK] * 300, 0) == 300
+    with pytest.raises(Refused) as refused:
+        delegated(*given(NORTH, ADA), *given(NORTH, BO), *given(EAST, CYD)).check(WITH_MEMBERS)
     assert refused.value.reason is Reason.OUT_OF_RANGE
 
 

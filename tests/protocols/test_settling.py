@@ -1,7 +1,9 @@
 """Merkle roots against an independent RFC 6962, votes both ways, and: never two winners."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
+from fractions import Fraction
 from hashlib import sha256
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 import protocols
 from protocols.canonical import Signed, digest
 from protocols.refusal import Reason, Refused
-from protocols.settling import Vote, coverage_ppm, decided, equivocation, made_by, merkle, part_body, quorum, winner
+from protocols.settling import Vote, coverage_ppm, decided, equivocation, made_by, merkle, part_body, quorum
 from tests.people import CAST, MEMBERS, RULES, Person, delegations, in_roster_mode, roster, verify, vote
 
 VECTOR = json.loads((Path(protocols.__file__).parent / "vectors" / "vote.json").read_text())
@@ -25,6 +27,8 @@ def test_reads_and_writes_the_vector() -> None:
         assert merkle(case["leaves"]) == case["root"]
     for members, votes in VECTOR["quorum"].items():
         assert quorum(int(members)) == votes
+    for case in VECTOR["coverage"]:
+        assert coverage_ppm(case["sizes"], case["contributors"], case["owners"]) == case["ppm"]
     for value in VECTOR["signed"]:
         signed = Signed.from_json(value, "vote", verify)
         read = Vote.from_body(signed.body)
@@ -103,6 +107,12 @@ def test_a_vote_says_everything(missing: str) -> None:
         Vote.from_body(body)
 
 
+def winner(votes: Sequence[Vote], members: int, present: int) -> Vote | None:
+    """Of an open run: one vote of each of the first members."""
+    crowd = tuple(map(str, range(members)))
+    return decided(dict(zip(crowd, votes, strict=False)), replace(roster([]), members=crowd), (), present)
+
+
 RESULTS = [replace(VOTE, root=f"{i:02x}" * 32) for i in range(3)]
 
 
@@ -142,16 +152,27 @@ def test_a_quorum_beyond_the_roster() -> None:
 
 
 @given(
-    st.lists(st.tuples(st.integers(0, 1000), st.integers(0, 8)), min_size=1, max_size=8).filter(
-        lambda pairs: any(size for size, _ in pairs)
-    )
+    st.lists(st.sampled_from("ABCDE"), min_size=1, max_size=12),
+    st.lists(st.tuples(st.integers(0, 1000), st.sets(st.integers(0, 11))), min_size=1, max_size=8),
 )
-def test_coverage_counts_member_element_pairs(pairs: list[tuple[int, int]]) -> None:
-    sizes, counts = zip(*pairs, strict=True)
-    found = coverage_ppm(sizes, counts, 8)
-    assert 0 <= found <= 1_000_000
-    assert abs(found / 1e6 - sum(s * c for s, c in pairs) / (8 * sum(sizes))) < 1e-6
-    assert coverage_ppm(sizes, [8] * len(sizes), 8) == 1_000_000
+def test_coverage_counts_owners_and_elements(owners: list[str], parts: list[tuple[int, set[int]]]) -> None:
+    """The oracle: of each part the share of each owner's nodes that are in it, each owner counting the same."""
+    sizes = [size + 1 for size, _ in parts]
+    inside = [[place for place in places if place < len(owners)] for _, places in parts]
+    found = coverage_ppm(sizes, inside, owners)
+    shares = [sum(Fraction(1, owners.count(owners[place])) for place in places) for places in inside]
+    expected = sum(size * share for size, share in zip(sizes, shares, strict=True)) / (sum(sizes) * len(set(owners)))
+    assert found == expected * 1_000_000 // 1
+    assert coverage_ppm(sizes, [range(len(owners))] * len(sizes), owners) == 1_000_000
+
+
+def test_coverage_of_an_open_run_counts_members() -> None:
+    assert coverage_ppm([10, 30], [[0, 1, 2], [0]], "ABCD") == (10 * 3 + 30) * 1_000_000 // (40 * 4)
+
+
+def test_nodes_that_send_nothing_lower_their_members_part_only() -> None:
+    """Sixty nodes of one Member of four call and send nothing."""
+    assert coverage_ppm([64], [[0, 1, 2]], [*"ABC", *"D" * 60]) == 750_000
 
 
 # Equivocation.
@@ -218,7 +239,7 @@ WITH_MEMBERS = in_roster_mode(RULES)
         ([(NORTH, [ADA, BO])], [ADA, BO], False),  # all of the roster, one Member
         ([(NORTH, [ADA, BO]), (SOUTH, [CYD])], [ADA, BO, CYD], True),
         ([(NORTH, [ADA, BO]), (SOUTH, [CYD])], [ADA, CYD], False),  # most of the roster, one voice and a half
-        ([(NORTH, [ADA, BO, CYD]), (SOUTH, [DEE]), (EAST, [EVE])], [DEE, EVE], False),  # two voices, but not most of the roster
+        ([(NORTH, [ADA, BO, CYD]), (SOUTH, [DEE]), (EAST, [EVE])], [DEE, EVE], True),  # two voices, whatever the third's nodes are
         ([(NORTH, [ADA, BO, CYD]), (SOUTH, [DEE]), (EAST, [EVE])], [ADA, BO, DEE, EVE], True),
     ],
 )
@@ -237,5 +258,5 @@ def test_what_wins_in_roster_mode(nodes: list[tuple[Person, list[Person]]], vote
 def test_what_wins_in_an_open_run_is_as_it_was() -> None:
     of = roster([ADA, BO, CYD])
     ballots = {peer: vote(of, PARTS) for peer in of.members[:2]}
-    assert decided(ballots, of, (), 3) == winner(list(ballots.values()), 3, 3) == vote(of, PARTS)
+    assert decided(ballots, of, (), 3) == vote(of, PARTS)
     assert decided(ballots, of, (), 4) is None

@@ -4,11 +4,12 @@ from collections import Counter
 from dataclasses import dataclass
 
 from protocols.limits import CLOCK_SKEW_MS
+from protocols.membership import member_quorum
 from protocols.rounds import LeaveAsked, PauseAsked, ResumeAsked, State, TrainerDown, TrainerUp
 from tests.simulation.ledger import PROGRESS_ROUNDS, Fault
-from tests.simulation.liars import FORKING, TRAITS, Liar
-from tests.simulation.peer import UNABLE, Disk, Peer
-from tests.simulation.run import GENESIS, SCHEDULE, name_of
+from tests.simulation.liars import CROWD, FORKING, TRAITS, Liar
+from tests.simulation.peer import Disk, Peer
+from tests.simulation.run import GENESIS, SCHEDULE, delegation, name_of
 from tests.simulation.world import World
 
 FAULTY_ROUNDS = 6
@@ -31,7 +32,7 @@ def live(seed: int, *, telling: bool = False) -> Outcome:
     if world.random() < 0.03:
         halves(world)
     else:
-        people(world)
+        (organisations if world.random() < 0.3 else people)(world)
         for _ in range(int(world.random() ** 2 * 2 * len(world.peers))):
             world.at(int(world.random() * CALM_MS), mishap, world)
     world.run(CALM_MS)
@@ -60,11 +61,39 @@ def people(world: World) -> None:
         else:
             joins = number > liars + 2 and rng.random() < 0.15
             peer = Peer(world, name_of(number), label, Disk(None if joins else GENESIS))
-            if number > liars + 1 and rng.random() < 0.1:
-                peer.nat, peer.can = True, UNABLE
-        world.peers[peer.name] = peer
-        joining = peer.disk.first is None
-        world.at(int(rng.random() * (CALM_MS if joining else 3000)), peer.boot)
+            peer.nat = number > liars + 1 and rng.random() < 0.1
+        comes(world, peer)
+
+
+def organisations(world: World) -> None:
+    """Roster mode: Members, of whom less than a third lie, with as many nodes as they like."""
+    rng = world.rng
+    members = tuple(map(name_of, range(200, 200 + rng.choice([4, 5, 6, 7, 9]))))
+    world.rules.members = members
+    most = (len(members) - 1) // 3
+    liars = rng.randint(1, most) if rng.random() < 0.6 else 0
+    world.loss = rng.choice([0.0, 0.0, 0.02, 0.1])
+    world.late_ms = rng.choice([0, 0, 500, 4000])
+    hands = rng.choice([*FORKING, CROWD]) if rng.random() < 0.6 else frozenset(rng.sample(TRAITS, rng.randint(1, 3)))
+    number = 0
+    for place, member in enumerate(members):
+        nodes = rng.choice([1, 1, 2, 4, 12]) if place < liars else rng.choice([1, 1, 1, 2])
+        for name in map(name_of, range(number, number + nodes)):
+            if place < liars:
+                peer: Peer = Liar(world, name, f"p{number}.{place}!", Disk(GENESIS), hands)
+                world.tell(f"{peer.label} lies: {', '.join(sorted(hands))}")
+            else:
+                peer = Peer(world, name, f"p{number}.{place}", Disk(None if place > liars + 2 and rng.random() < 0.15 else GENESIS))
+            peer.delegation = delegation(member, name, nodes)
+            world.owners[name] = member
+            comes(world, peer)
+            number += 1
+
+
+def comes(world: World, peer: Peer) -> None:
+    world.peers[peer.name] = peer
+    joining = peer.disk.first is None
+    world.at(int(world.random() * (CALM_MS if joining else 3000)), peer.boot)
 
 
 def halves(world: World) -> None:
@@ -156,17 +185,22 @@ def heal(world: World) -> None:
 
 
 def calm(world: World) -> None:
-    """No more faults: liars are gone, everybody else is up, in reach, awake, in time and sound. But for one, perhaps: nobody
-    may have to wait for it."""
+    """No more faults: liars are gone, but for the crowd that a Member sends to be silent; everybody else is up, in reach, awake, in
+    time and sound. But for one, perhaps: nobody may have to wait for it."""
     world.tell("calm")
     world.loss, world.late_ms, world.skewed = 0.0, 0, False
     heal(world)
     honest = [peer for peer in world.peers.values() if peer.honest]
     hidden = sum(peer.nat for peer in honest)  # of two that cannot be dialled, neither may lead the other
     left_behind = world.rng.choice(honest) if len(honest) > 4 and hidden < 2 and world.random() < 0.4 else None
+    if left_behind and world.rules.members and not enough(world, [peer for peer in honest if peer is not left_behind]):
+        left_behind = None
     for peer in world.peers.values():
-        if not peer.honest:
-            peer.crash()
+        if isinstance(peer, Liar):
+            if not world.rules.members or peer.traits != CROWD:
+                peer.crash()
+            elif not peer.up:
+                peer.boot()
             continue
         if peer.up and (peer.asleep_ms > world.now or peer.member.state in (State.PAUSED, State.LEFT)):
             peer.crash()
@@ -178,3 +212,8 @@ def calm(world: World) -> None:
             peer.boot()
         elif not peer.member.trainer:
             peer.later(1000, peer.feed, TrainerUp())
+
+
+def enough(world: World, peers: list[Peer]) -> bool:
+    """Whether these are a quorum of the voices."""
+    return member_quorum(world.rules.members, [peer.delegation for peer in peers if peer.delegation])

@@ -2,12 +2,13 @@
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from protocols.lineage import Entry, Tip
 from protocols.refusal import Refused
 from protocols.settling import Vote
-from tests.simulation.run import GENESIS, RULES, SCHEDULE, verify
+from tests.simulation.run import GENESIS, SCHEDULE, verify
 
 if TYPE_CHECKING:
     from tests.simulation.peer import Peer, Work
@@ -31,7 +32,8 @@ class Fault:
 
 
 class Ledger:
-    def __init__(self) -> None:
+    def __init__(self, world: "World") -> None:
+        self.world = world
         self.faults: list[Fault] = []
         self.discarded: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
@@ -73,14 +75,23 @@ class Ledger:
     def _by_the_faulty(self, peer: "Peer", work: "Work", entry: Entry) -> bool:
         """Whether `peer` and liars alone voted for it, and are more than half of all that it counted: then no protocol keeps it
         from believing itself. Nobody who computes rightly takes such an entry (`follows`)."""
-        peers = peer.world.peers
+        peers = self.world.peers
         others = [peers.get(vote.peer) for vote in entry.votes if vote.peer != peer.name]
-        return not any(other.honest for other in others if other) and len(entry.votes) * 2 > max(work.present, len(entry.roster.members))
+        return not any(other.honest for other in others if other) and self._most(entry, max(work.present, len(entry.roster.members)))
+
+    def _most(self, entry: Entry, crowd: int) -> bool:
+        """Whether the votes for it are more than half: of so many, or in roster mode of the voices. Counted here anew."""
+        voters = {vote.peer for vote in entry.votes} & set(entry.roster.members)
+        if not self.world.rules.members:
+            return len(voters) * 2 > crowd
+        voices = sum(Fraction(1, shown.nodes) for shown in entry.roster.delegations(voters))
+        return voices * 2 > len(self.world.rules.members)
 
     def adopted(self, peer: "Peer", entry: Entry) -> None:
-        """Invariant: nothing becomes part of an honest peer's lineage without more than half of its roster, counted here anew."""
+        """Invariant: nothing becomes part of an honest peer's lineage without more than half of its roster, or in roster mode of
+        all voices."""
         voters = {vote.peer for vote in entry.votes} & set(entry.roster.members)
-        if peer.honest and (len(voters) * 2 <= len(entry.roster.members) or len(voters) < len(entry.votes)):
+        if peer.honest and (len(voters) < len(entry.votes) or not self._most(entry, len(entry.roster.members))):
             self.broken("no certificate", f"{peer.label} takes height {entry.vote.height} by {len(voters)} votes of a roster of "
                         f"{len(entry.roster.members)}")  # fmt: skip
 
@@ -95,7 +106,7 @@ class Ledger:
         """Entry.parse, the production function; None: refused."""
         if data not in self._parsed:
             try:
-                self._parsed[data] = Entry.parse(data, RULES, verify)[0]
+                self._parsed[data] = Entry.parse(data, self.world.rules, verify)[0]
             except Refused as refused:
                 self.refused[refused.reason.value] += 1
                 self._parsed[data] = None
@@ -130,12 +141,13 @@ class Ledger:
                             f"{peer.member.state.value} {peer.member.reasons}")  # fmt: skip
 
     def _judge_results(self, liars: int) -> None:
-        """One result a round and base, among those who saw all that took part, if liars are less than a third of them."""
+        """One result a round and base, among those who saw all that took part, if liars are less than a third of them; in roster
+        mode among all."""
         results: defaultdict[tuple[int, str], dict[str, list[tuple[str, bool]]]] = defaultdict(lambda: defaultdict(list))
         for _, who, present, entry in self._commits:
             key = (entry.vote.round, entry.vote.before)
             crowd = len(self._crowds[key])
-            results[key][entry.vote.after].append((who, present >= crowd and liars * 3 < crowd))
+            results[key][entry.vote.after].append((who, bool(self.world.rules.members) or (present >= crowd and liars * 3 < crowd)))
         for (round, before), found in results.items():
             if len(found) == 1:
                 continue

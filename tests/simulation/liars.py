@@ -12,18 +12,21 @@ from protocols.grouping import Claim, Roster, order
 from protocols.limits import INTEGER, ROSTER_MEMBERS
 from protocols.lineage import Entry, Tip
 from protocols.settling import Vote, merkle
-from tests.simulation.peer import ABLE, SILENT_MS, Disk, Meeting, Parked, Part, Peer, Work, part_of, roster_of, step
-from tests.simulation.run import FRAGMENTS, GENESIS, MIN_PEERS, RUN, name_of, signed
+from tests.simulation.peer import RATE, SILENT_MS, Disk, Meeting, Parked, Part, Peer, Work, part_of, roster_of, step
+from tests.simulation.run import FRAGMENTS, GENESIS, MIN_PEERS, RUN, claim, name_of, signed
 from tests.simulation.world import Record, World
 
 TRAITS = (
     "false", "mirror", "mute", "two rosters", "leaves out", "two parts", "no parts", "heavy tip", "false base", "ghosts", "stalls",
-    "forges", "unvoted", "replays", "wrong base",
+    "forges", "unvoted", "replays", "wrong base", "silent",
 )  # fmt: skip
 """What each does is said where it is done."""
 
 FORKING = (frozenset({"mirror", "two parts"}), frozenset({"mirror", "two rosters"}))
 """What it takes to make two halves of a crowd each believe that they are enough."""
+
+CROWD = frozenset({"silent"})
+"""What a Member's many nodes do that would stop everybody."""
 
 GHOSTS = range(100, 116)
 """Numbers of the names of peers that never come."""
@@ -83,7 +86,7 @@ class Liar(Peer):
             round = self.member.round + (1000 if self.world.random() < 0.2 else 0)
             voters = [self.name, *self.ghosts, name_of(GHOSTS[-1])] if "forges" in self.traits else [self.name]
             members = order(RUN, round, voters if "forges" in self.traits else self.world.peers)
-            roster = roster_of(round, tip.base, members, [ABLE] * len(members))
+            roster = roster_of(round, tip.base, members, [claim(RATE, None)] * len(members))
             parts = tuple(step(name, str(round)) for name in members)
             heavy = min(INTEGER - 1, tip.weight + (ROSTER_MEMBERS if self.world.random() < 0.7 else INTEGER))
             vote = Vote(RUN, round, round % FRAGMENTS, roster.digest, merkle(parts), 10**6, tip.base, step(self.name, tip.base),
@@ -138,8 +141,8 @@ class Liar(Peer):
             super().roster_closes(work)
 
     def hand(self, work: Work, callers: list[str]) -> tuple[list[str], list[Claim]]:
-        members = order(RUN, work.number, [self.name, *callers])
-        return members, [self.world.peers[name].can for name in members]
+        members, called = order(RUN, work.number, [self.name, *callers]), self.parked[work.number, work.before.base].callers
+        return members, [self.can if name == self.name else called[name][1].claim for name in members]
 
     def made_of(self, work: Work, callers: list[str]) -> Roster:
         return roster_of(work.number, work.before.base, *self.hand(work, callers))
@@ -148,6 +151,11 @@ class Liar(Peer):
         self.world.send(self, caller, caller.answered, work, number, self.name, roster)
 
     # Reducing.
+
+    def reduce(self, roster: Roster) -> None:
+        """silent: it called, and then offers nothing, reduces nothing and votes for nothing."""
+        if "silent" not in self.traits:
+            super().reduce(roster)
 
     def return_part(self, meeting: Meeting, sender: Peer) -> None:
         """two parts: one half of the members gets another result than the other. no parts: they get none."""

@@ -3,15 +3,18 @@
 Where a rule is a function of `protocols/`, that function is changed; where it is one of `tapestryd/`, its model in peer.py.
 """
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 from protocols import lineage, rounds, settling
-from protocols.grouping import Roster, accept
+from protocols.grouping import ATTEMPTS, Claim, Roster, accept, order
 from protocols.lineage import Tip
+from protocols.membership import Delegation
 from protocols.schedule import Schedule
 from protocols.settling import Vote
+from tapestryd.swarm.silence import Silence
 from tests.simulation import peer as room
 from tests.simulation.peer import Disk, Peer, Work
 from tests.simulation.run import GENESIS
@@ -22,12 +25,20 @@ def _set(holder: object, name: str, value: object) -> None:
 
 
 def _quorum(enough: Callable[[int], int]) -> None:
+    _set(settling, "quorum", enough)
+
+
+def _decided(changed: Callable[[Mapping[str, Vote], Roster, Sequence[str], int], Vote | None]) -> None:
+    _set(settling, "decided", changed)
+
+
+def _certified(changed: Callable[[Collection[str], Roster, Sequence[str]], bool]) -> None:
     for module in (settling, lineage):
-        _set(module, "quorum", enough)
+        _set(module, "certified", changed)
 
 
-def _winner(changed: Callable[[Sequence[Vote], int, int], Vote | None]) -> None:
-    _set(settling, "winner", changed)
+def _voices(enough: Callable[[Sequence[str], Iterable[Delegation]], bool]) -> None:
+    _set(settling, "member_quorum", enough)
 
 
 def _accept(**forced: Callable[[Any], object]) -> None:
@@ -48,22 +59,21 @@ def majority() -> None:
 
 
 def roster_only() -> None:
-    plain = settling.winner
-    _winner(lambda votes, members, present: plain(votes, members, 1))
+    plain = settling.decided
+    _decided(lambda ballots, roster, members, present: plain(ballots, roster, members, 1))
 
 
 def present_only() -> None:
-    plain = settling.winner
-    _winner(lambda votes, members, present: plain(votes, 1, present))
+    _set(settling, "certified", lambda voters, roster, members: True)
 
 
 def counted_twice() -> None:
-    plain = settling.winner
-    _winner(lambda votes, members, present: plain([*votes, *votes], members, present))
+    plain = settling.decided
+    _decided(lambda ballots, *rest: plain({**ballots, **{f"{peer} again": vote for peer, vote in ballots.items()}}, *rest))
 
 
 def before_the_quorum() -> None:
-    _winner(lambda votes, members, present: votes[0])
+    _decided(lambda ballots, *_: next(iter(ballots.values())))
 
 
 def own_result_only() -> None:
@@ -105,7 +115,7 @@ def no_stage_deadline() -> None:
 
 
 def no_certificate() -> None:
-    _set(lineage, "quorum", lambda members: 0)
+    _set(lineage, "certified", lambda voters, roster, members: True)
 
 
 def believes_tips() -> None:
@@ -194,9 +204,48 @@ def computes_by_name() -> None:
     _set(Peer, "push", push)
 
 
+# Roster mode: what is counted by Member is counted by node, or not shared by its nodes.
+
+
+def most_of_the_nodes_too() -> None:
+    plain, enough = settling.certified, settling.quorum
+    _certified(lambda voters, roster, members: plain(voters, roster, members) and len(voters) >= enough(len(roster.members)))
+
+
+def coverage_by_node() -> None:
+    plain = settling.coverage_ppm
+    _set(room, "coverage_ppm", lambda sizes, contributors, owners: plain(sizes, contributors, list(map(str, range(len(owners))))))
+
+
+def leaders_by_node() -> None:
+    _set(room, "leaders", lambda run, round, owners: order(run, round, owners)[:ATTEMPTS])
+
+
+def blamed_by_node() -> None:
+    """So more than half of the reducers are never to blame, if they are one Member's."""
+    lost, check = Silence.lost, Silence.check
+
+    def alone(claim: Claim) -> Claim:
+        return replace(claim, delegation=None)
+
+    _set(Silence, "lost", lambda self, roster, *rest: lost(self, replace(roster, claims=tuple(map(alone, roster.claims))), *rest))
+    _set(Silence, "check", lambda self, peer, claim, round: check(self, peer, alone(claim), round))
+
+
+def a_voice_a_node() -> None:
+    """Whichever of its nodes votes, it is a Member's whole voice."""
+    _voices(lambda members, voters: 2 * len({voter.member for voter in voters}) > len(members) + (len(members) - 1) // 3)
+
+
+def most_of_the_voices() -> None:
+    """More than half are enough."""
+    _voices(lambda members, voters: 2 * sum(Fraction(1, voter.nodes) for voter in voters) > len(members))
+
+
 QUICK = (half, roster_only, counted_twice, before_the_quorum, lighter_is_better, believes_tips, own_result_only, computes_by_name)
 ALL = (
     *QUICK, majority, present_only, discard_keeps_the_base, no_tie_break, higher_is_better, roster_of_any_base,
     no_gather_deadline, no_stage_deadline, no_certificate, follows_any_weight, takes_rounds_to_come, a_round_twice, fetching_ignored,
     base_before_disk, keeps_a_failed_commit, presences_for_ever, goes_back_for_a_snapshot, no_repair,
+    most_of_the_nodes_too, coverage_by_node, leaders_by_node, blamed_by_node, a_voice_a_node, most_of_the_voices,
 )  # fmt: skip

@@ -14,9 +14,10 @@ from typing import Any
 
 from protocols import lineage, settling
 from protocols.canonical import Json, digest
-from protocols.grouping import ATTEMPTS, CELLS, Claim, Roster, accept, order
+from protocols.grouping import ATTEMPTS, Claim, Roster, accept, leaders, order, seated
 from protocols.limits import CLOCK_SKEW_MS, IO_S, PRESENCE_MS, ROSTER_MEMBERS
 from protocols.lineage import Entry, Tip
+from protocols.membership import Delegation
 from protocols.refusal import Reason, Refused
 from protocols.rounds import (
     Announce,
@@ -50,17 +51,30 @@ from protocols.rounds import (
 from protocols.settling import Vote, coverage_ppm, merkle
 from tapestryd.swarm.silence import Silence
 from tests.simulation.ledger import better
-from tests.simulation.run import AVERAGING, COVERAGE_PPM, FRAGMENTS, GENESIS, LOOK_MS, MIN_PEERS, RUN, SCHEDULE, digest_of, signed, verify
+from tests.simulation.run import (
+    AVERAGING,
+    COVERAGE_PPM,
+    FRAGMENTS,
+    GENESIS,
+    LOOK_MS,
+    MIN_PEERS,
+    RUN,
+    SCHEDULE,
+    claim,
+    digest_of,
+    signed,
+    verify,
+)
 from tests.simulation.world import Crash, Record, World
 
-Part = tuple[str, int]
-"""(digest of the part, how many members are in it)."""
+Part = tuple[str, tuple[int, ...]]
+"""(digest of the part, the places of those who are in it)."""
 
 Question = tuple[str, str, Any]
 """(donor, verb, what is asked for); answered by the value, or None: the donor is gone, refuses, or does not have it."""
 
-ABLE, UNABLE = (Claim.of(100, rate, [1.0] * CELLS) for rate in (1 << 20, 0))
-"""What members say of themselves: all the same, but that some cannot be dialled."""
+RATE = 1 << 20
+"""All are as fast; 0 of those that cannot be dialled."""
 
 ACK_MS = 1500
 EARLY_MS = 15_000
@@ -136,14 +150,14 @@ class Meeting:
 class Work:
     """The round at hand; a discarded one is never `peer.work` again, so what it still waits for finds nobody."""
 
-    def __init__(self, number: int, before: Tip, others: tuple[str, ...], started_ms: int) -> None:
+    def __init__(self, number: int, before: Tip, others: dict[str, str], started_ms: int) -> None:
         self.number = number
         self.before = before
         self.others = others
         self.started_ms = started_ms
         self.attempt = -1
         self.leaders: list[str] = []
-        self.claim = ABLE
+        self.claim = claim(0, None)
         """What the leader that is being called was told."""
         self.meeting: Meeting | None = None
         self.settling = False
@@ -179,7 +193,7 @@ class Peer:
         self.skew_ms = 0
         self.stuck = False
         """Its trainer does not end its step any more; everything else goes on as if."""
-        self.can = ABLE
+        self.delegation: Delegation | None = None
         self.fuse: int | None = None
         self.disk_full = False
         self.step_ms = 300
@@ -211,6 +225,14 @@ class Peer:
         self.early: dict[str, list[tuple[int, Callable[..., None], tuple[Any, ...]]]] = {}
         self.alarm = 0
         self.published_ms = -PRESENCE_MS
+
+    @property
+    def owner(self) -> str:
+        return self.delegation.member if self.delegation else self.name
+
+    @property
+    def can(self) -> Claim:
+        return claim(0 if self.nat else RATE, self.delegation)
 
     # Life.
 
@@ -286,7 +308,7 @@ class Peer:
     def refresh(self, now: int) -> None:
         known, world_now, me = self.known, self.world.now, self.name
         for author, records in self.world.board.items():
-            if author == me:
+            if author == me or (self.world.rules.members and author not in self.world.owners):
                 continue
             for record in records:
                 if record.ready_ms <= world_now and (record.hidden is None or me not in record.hidden):
@@ -351,8 +373,9 @@ class Peer:
     def doubted(self, peer: str) -> bool:
         return peer in self.doubts and self.world.now < self.doubts[peer][1]
 
-    def on_base(self, tip: Tip) -> tuple[str, ...]:
-        return tuple(peer for peer, (record, _) in self.known.items() if record.active and record.tip == tip)
+    def on_base(self, tip: Tip) -> dict[str, str]:
+        owners = self.world.owners
+        return {peer: owners.get(peer, peer) for peer, (record, _) in self.known.items() if record.active and record.tip == tip}
 
     def clock_will_do(self) -> bool:
         if not self.world.skewed:
@@ -438,7 +461,7 @@ class Peer:
             self.stage_ends(work, Failed(work.number, "other_round"))
             return
         self.world.ledger.gathered(self, work.number, work.before.base)
-        work.leaders = order(RUN, work.number, [self.name, *work.others])[:ATTEMPTS]
+        work.leaders = leaders(RUN, work.number, {**work.others, self.name: self.owner})
         self.attempt(work, 0)
 
     def may_gather(self, work: Work) -> bool:
@@ -494,11 +517,13 @@ class Peer:
                 del self.parked[other]
         if key not in self.parked:
             if len(self.parked) >= PARKED:
-                idle = [other for other, parked in self.parked.items() if not parked.led]
+                ours = SCHEDULE.round_at(self.clock()), self.tip.base if self.tip else ""
+                idle = [other for other, parked in self.parked.items() if not parked.led and other != ours]
                 self.close(min(idle, key=lambda other: (len(self.parked[other].callers), -other[0])), None)
             self.parked[key] = Parked()
         parked = self.parked[key]
-        if len(parked.callers) >= ROSTER_MEMBERS - 1:
+        claims = {name: its.claim for name, (_, its, _) in parked.callers.items()}
+        if len(claims) >= ROSTER_MEMBERS - 1 or caller.name not in self.seated({**claims, caller.name: work.claim}):
             self.world.send(self, caller, caller.answered, work, number, self.name, None)
             return
         parked.callers[caller.name] = (caller, work, number)
@@ -506,12 +531,15 @@ class Peer:
         if parked.led and self.work is not None and set(self.work.others) <= set(parked.callers):
             self.roster_closes(self.work)
 
+    def seated(self, claims: dict[str, Claim]) -> list[str]:
+        return seated(list(claims), list(claims.values()), len(self.world.rules.members))
+
     def silenced(self, work: Work, number: int, leader: str, acked: list[bool]) -> None:
         """The leader that we called would have us reduce nothing."""
         acked.append(True)
         if self.work is work and work.attempt == number and work.meeting is None:
             if work.claim.rate and self.silence.ours(work.number):
-                work.claim = UNABLE
+                work.claim = claim(0, self.delegation)
                 self.call(work, leader, number)
             else:
                 self.attempt(work, number + 1)
@@ -527,6 +555,7 @@ class Peer:
                 roster, run=RUN, round=work.number, fragment=work.number % FRAGMENTS, before=work.before.base, me=self.name,
                 claim=work.claim, leader=leader, min_peers=MIN_PEERS, verify=verify,
             )  # fmt: skip
+            made.check(self.world.rules)
         except Refused as refused:
             self.world.ledger.refused[refused.reason.value] += 1
             self.attempt(work, number + 1)
@@ -545,14 +574,13 @@ class Peer:
         key = (work.number, work.before.base)
         if self.work is not work or work.meeting is not None or key not in self.parked:
             return
-        callers = self.parked[key].callers
-        members = order(RUN, work.number, {self.name, *callers})
-        claims = [self.can if name == self.name else callers[name][1].claim for name in members]
-        if len(members) < MIN_PEERS or not any(claim.rate for claim in claims):
+        claims = {self.name: self.can, **{name: its.claim for name, (_, its, _) in self.parked[key].callers.items()}}
+        members = order(RUN, work.number, self.seated(claims))
+        if len(members) < MIN_PEERS or not any(claims[name].rate for name in members):
             self.close(key, None)
             self.attempt(work, work.attempt + 1)
             return
-        roster = roster_of(work.number, work.before.base, members, claims)
+        roster = roster_of(work.number, work.before.base, members, [claims[name] for name in members])
         self.close(key, signed("roster", roster.to_body(), self.name).to_json())
         self.rostered(work, roster)
 
@@ -715,7 +743,7 @@ class Peer:
         meeting, before = work.meeting, work.before
         assert meeting is not None
         parts = tuple(meeting.parts[place] for place in range(len(meeting.reducers)))
-        coverage = coverage_ppm([1] * len(parts), [count for _, count in parts], len(meeting.members))
+        coverage = coverage_ppm([1] * len(parts), [places for _, places in parts], meeting.roster.owners)
         if coverage < COVERAGE_PPM:
             self.unsettled(work, "coverage")
             return
@@ -760,9 +788,9 @@ class Peer:
         if self.work is not work or work.vote is None or meeting is None or self.member.state is not State.SETTLING:
             return
         ballots = {name: vote for name, (vote, _) in meeting.ballots.items()}
-        if len(ballots) <= len(meeting.members) // 3:
+        if not self.world.rules.members and len(ballots) <= len(meeting.members) // 3:
             return
-        won = settling.decided(ballots, meeting.roster, (), work.present)
+        won = settling.decided(ballots, meeting.roster, self.world.rules.members, work.present)
         if won is None and len(ballots) < len(meeting.members):
             return
         if won != work.vote:
@@ -981,8 +1009,8 @@ def step(before: str, root: str) -> str:
 
 
 def part_of(meeting: Meeting, place: int, offers: set[str], salt: str = "") -> Part:
-    inside = "".join("1" if name in offers else "0" for name in meeting.members)
-    return digest(f"{meeting.digest} {place} {inside} {salt}".encode()), len(offers)
+    inside = tuple(at for at, name in enumerate(meeting.members) if name in offers)
+    return digest(f"{meeting.digest} {place} {inside} {salt}".encode()), inside
 
 
 def roster_of(round: int, before: str, members: list[str], claims: list[Claim]) -> Roster:

@@ -5,9 +5,10 @@ from functools import cache
 from typing import Any
 
 from protocols import grouping, identity
-from protocols.canonical import Json, Signed
-from protocols.grouping import Claim, Roster
+from protocols.canonical import Json, Signed, dumps, loads
+from protocols.grouping import CELLS, Claim, Roster
 from protocols.lineage import Tip
+from protocols.membership import Delegation
 from protocols.rules import Averaging
 from protocols.schedule import Schedule
 
@@ -45,9 +46,13 @@ def forget() -> None:
 def frugal() -> None:
     """In a process that nobody uses for anything else: what is parsed, hashed and checked again and again is so once only."""
     message, claim, from_body, from_json = Signed.message, Claim.from_body, Roster.from_body, Signed.from_json
-    claims = cache(lambda *of: claim({**dict(zip(("steps", "rate", "norms"), of, strict=True)), "delegation": {}}, verify))
+
+    @cache
+    def claims(steps: int, rate: int, norms: str, shown: bytes) -> Claim:
+        return claim({"steps": steps, "rate": rate, "norms": norms, "delegation": loads(shown, len(shown))}, verify)
+
     setattr(grouping, "public_key", cache(identity.public_key))  # noqa: B010
-    setattr(Claim, "from_body", lambda body, verify: claims(body["steps"], body["rate"], body["norms"]))  # noqa: B010
+    setattr(Claim, "from_body", lambda body, _: claims(body["steps"], body["rate"], body["norms"], dumps(body["delegation"])))  # noqa: B010
     setattr(Roster, "from_body", once("roster", from_body))  # noqa: B010
     setattr(Signed, "from_json", once("signed", from_json))  # noqa: B010
     setattr(Signed, "message", staticmethod(lambda kind, body: once(f"message {kind}", lambda value: message(kind, value))(body)))  # noqa: B010
@@ -75,12 +80,21 @@ class Rules:
     """What is asked of run rules here; the real ones would be hashed each time that they are asked for their run."""
 
     run_id = RUN
-    members = ()
     schedule = SCHEDULE
+
+    def __init__(self, members: tuple[str, ...] = ()) -> None:
+        self.members = members
+
+
+def delegation(member: str, node: str, nodes: int) -> Delegation:
+    return Delegation(RUN, member, node, nodes, 1, 1 << 52, signature_of(member).hex())
+
+
+@cache
+def claim(rate: int, shown: Delegation | None) -> Claim:
+    """What members say of themselves: all the same, but that some reduce nothing, and whose voice they have."""
+    return Claim.of(100, rate, [1.0] * CELLS, shown)
 
 
 def signed(kind: str, body: Json, peer: str) -> Signed:
     return Signed(kind, body, peer, signature_of(peer).hex())
-
-
-RULES: Any = Rules()

@@ -12,7 +12,7 @@ from protocols import limits
 from protocols.lineage import Tip
 from protocols.rounds import Seen
 from tests.simulation.ledger import Ledger
-from tests.simulation.run import forget
+from tests.simulation.run import Rules, forget
 
 if TYPE_CHECKING:
     from tests.simulation.peer import Peer
@@ -48,7 +48,10 @@ class World:
         self.told: list[str] = []
         self.telling = telling
         self.peers: dict[str, Peer] = {}
-        self.ledger = Ledger()
+        self.rules: Any = Rules()
+        self.owners: dict[str, str] = {}
+        """In roster mode, of every node its Member."""
+        self.ledger = Ledger(self)
         self.skewed = False
         self.board: dict[str, list[Record]] = {}
         """By author, newest first; a few of each, for whom the newest has not reached."""

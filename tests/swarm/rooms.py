@@ -113,13 +113,16 @@ class Peer:
     ) -> None:  # fmt: skip
         self.node, self.person, self.rules = node, person, rules
         self.rate = RATE
+        self.owners: dict[str, str] = {}
+        """Of the peers that have another owner than themselves."""
         self.roll = Roll(rules, store, person.peer, "", verify)
         self.roll.own = delegation
         self.meetings = Meetings()
         sizes = Sizes(lambda n: offer_bytes(rules, n), lambda n: part_bytes(rules, n))
         self.gathering = Gathering(
             node, rules.run_id, rules.averaging.min_peers, person.sign, verify,
-            lambda: rules.schedule.round_at(clock()), rules.schedule.average_ms / 1000, self.roll,
+            lambda: rules.schedule.round_at(clock()), lambda: self.keeper.base.tip.base if self.keeper.base.tip else "",
+            rules.schedule.average_ms / 1000, self.roll,
         )  # fmt: skip
         self.reduction = Reduction(node, self.meetings, sizes, person.sign, verify)
         self.settlement = Settlement(node, self.meetings, sizes, person.sign, verify, store.keep_proof, rules.members)
@@ -134,7 +137,8 @@ class Peer:
 
     def begin(self, others: Sequence[str], number: int = 0) -> None:
         fragment = number % self.keeper.base.layout.fragments
-        self.averaging.begin(number, noise(self.keeper.base.layout.size(fragment), hash(self.person.name) % 1000), others, 10)
+        delta = noise(self.keeper.base.layout.size(fragment), hash(self.person.name) % 1000)
+        self.averaging.begin(number, delta, {peer: self.owners.get(peer, peer) for peer in others}, 10)
 
     async def round(self, others: Sequence[str], number: int = 0) -> Event:
         """From a delta to Committed, or the Failed that it ends in."""
@@ -179,6 +183,7 @@ async def peers(
             store = RunStore(folder / person.name, made.run_id)
             store.keep_rules(made, b"")
             peer = Peer(node, person, made, store, shown.get(person.peer))
+            peer.owners = {node: delegation.member for node, delegation in shown.items()}
             peer.keeper.base.theta.copy_(base.theta)
             peer.keeper.base.pairs = list(base.pairs)
             peer.keeper.base.tip = Tip(0, 0, made.model.genesis)

@@ -1,7 +1,7 @@
 """Rounds in roster mode between real nodes: who is let in, what a Member's nodes weigh, and what commits."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from protocols.canonical import Signed, digest
-from protocols.grouping import Roster
+from protocols.grouping import Claim, Roster
 from protocols.lineage import Entry
 from protocols.membership import Delegation
 from protocols.refusal import Reason, Refused
@@ -72,7 +72,7 @@ def test_a_round_of_three_members_one_with_two_nodes(tmp_path: Path) -> None:
 
 
 def audited(entry: Entry, blobs: list[bytes], rules: RunRules) -> None:
-    """By a third party, with nothing but the rules: two voices of three, by three nodes of four, are good; two nodes are not enough."""
+    """By a third party, with nothing but the rules: two voices of three are good, a voice and a half is not enough."""
     by_node = {vote.peer: vote for vote in entry.votes}
 
     def whole(*voters: Person) -> tuple[Entry, list[bytes]]:
@@ -82,7 +82,8 @@ def audited(entry: Entry, blobs: list[bytes], rules: RunRules) -> None:
 
     assert [digest(part) for part in whole(CYD, DEE, ADA)[1]] == list(entry.parts)
     whole(ADA, BO, CYD)
-    for few in ((ADA, BO), (CYD, DEE), (ADA, CYD)):  # of two Members, but of no majority of the roster
+    whole(CYD, DEE)
+    for few in ((ADA, BO), (ADA, CYD), (BO, DEE)):
         with pytest.raises(Refused) as refused:
             whole(*few)
         assert refused.value.reason is Reason.NO_QUORUM
@@ -97,6 +98,31 @@ def test_two_nodes_of_one_member_commit_nothing(tmp_path: Path) -> None:
             assert {peer.keeper.base.tip.height for peer in found} == {0}  # type: ignore[union-attr]
 
     go(work)
+
+
+def test_a_members_silent_nodes_stop_nobody(tmp_path: Path) -> None:
+    """Four nodes of one Member of three call, and then offer nothing and vote for nothing: two thirds of the roster, but one voice."""
+
+    def delegate(rules: RunRules) -> list[Delegation]:
+        return [*given(rules, NORTH, ADA, BO, CYD, DEE), *given(rules, SOUTH, EVE), *given(rules, EAST, FAY)]
+
+    async def work() -> None:
+        async with peers(tmp_path, 6, average_ms=15_000, delegate=delegate) as found:
+            *silent, eve, fay = found
+
+            async def call(peer: Peer) -> None:
+                peer.begin(others(peer, found))
+                await peer.averaging.run(peer.averaging.gather(0, peer.roll.own), 0)
+                peer.averaging.drop()
+
+            events = await asyncio.gather(*(peer.round(others(peer, found)) for peer in (eve, fay)), *map(call, silent))
+            agreed([eve, fay], events[:2])
+            entry, _ = eve.keeper.store.load_entry(1, verify)  # type: ignore[misc]
+            assert len(entry.roster.members) == 6
+            assert entry.vote.coverage_ppm == 666_666
+            assert {signed.peer for signed in entry.votes} == {EVE.peer, FAY.peer}
+
+    go(work, timeout_s=120)
 
 
 def test_a_revoked_node_is_out_as_soon_as_the_new_epoch_is_seen(tmp_path: Path) -> None:
@@ -127,6 +153,8 @@ def test_a_leader_that_lets_in_whom_it_likes_has_no_followers(tmp_path: Path) ->
     class Lenient:
         def admit_caller(self, *_: object) -> None: ...
         def admit_roster(self, roster: Roster) -> None: ...
+        def seated(self, claims: Mapping[str, Claim]) -> list[str]:
+            return list(claims)
 
     def delegate(rules: RunRules) -> list[Delegation]:
         return [*given(rules, NORTH, ADA), *given(rules, SOUTH, BO, CYD), *given(rules, EAST, DEE)]

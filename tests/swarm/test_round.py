@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from protocols.canonical import Signed, digest, loads
-from protocols.grouping import BITMAP_BYTES, Roster, order
+from protocols.grouping import BITMAP_BYTES, Roster, leaders, order
 from protocols.refusal import Reason, Refused
 from protocols.rounds import Committed, Event, Failed, Reduced, Rostered
 from protocols.settling import Vote, equivocation, merkle
@@ -23,7 +23,8 @@ from tests.swarm.rooms import Peer, agreed, go, others, peers, until
 
 def by_lead(found: Sequence[Peer], number: int = 0) -> list[Peer]:
     """In the order in which they lead: the first leader first, and so are the roster's members."""
-    ids = order(found[0].rules.run_id, number, [peer.node.peer_id for peer in found])
+    owners = {peer.node.peer_id: peer.owners.get(peer.node.peer_id, peer.node.peer_id) for peer in found}
+    ids = [*leaders(found[0].rules.run_id, number, owners), *order(found[0].rules.run_id, number, owners)]
     return sorted(found, key=lambda peer: ids.index(peer.node.peer_id))
 
 
@@ -110,8 +111,9 @@ def test_a_gathering_dropped_while_it_leads_keeps_nothing(tmp_path: Path) -> Non
         async with peers(tmp_path, 2, average_ms=9000) as found:
             leader, other = by_lead(found)
             before = leader.keeper.base.tip.base  # type: ignore[union-attr]
+            seen = {peer: peer for peer in others(leader, found)}
             for _ in range(5):
-                leading = asyncio.create_task(leader.gathering.perform(0, 0, before, others(leader, found), BLANK, [30.0, 60.0]))
+                leading = asyncio.create_task(leader.gathering.perform(0, 0, before, seen, BLANK, [30.0, 60.0]))
                 await asyncio.sleep(0)
                 leading.cancel()
                 with pytest.raises(asyncio.CancelledError):

@@ -1,19 +1,21 @@
 """For how long a reducer that failed us reduces nothing, and which leader may say so of ourselves."""
 
+from dataclasses import replace
+
 import pytest
 
 from protocols.grouping import CELLS, Claim
 from protocols.refusal import Reason, Refused
 from tapestryd.swarm.silence import FIRST_ROUNDS, LONGEST_ROUNDS, Silence
 from tests.lineages import PEOPLE
-from tests.people import roster
+from tests.people import MEMBERS, delegations, roster
 
 A, B, C, D = (person.peer for person in PEOPLE[:4])
 REDUCES, SENDS = Claim.of(1, 1, [0.0] * CELLS), Claim.of(1, 0, [0.0] * CELLS)
 
 
-def lost(silence: Silence, round: int, *failed: str, me: str = A) -> None:
-    silence.lost(roster(PEOPLE[:4], round=round), failed, me)
+def lost(silence: Silence, round: int, *failed: str) -> None:
+    silence.lost(roster(PEOPLE[:4], round=round), failed, A)
 
 
 def rounds(silence: Silence, peer: str, after: int) -> int:
@@ -57,11 +59,27 @@ def test_more_than_half_are_not_to_blame(failed: list[str], noted: bool) -> None
     assert [bool(rounds(silence, peer, 0)) for peer in failed] == [noted] * len(failed)
 
 
+def test_a_member_fails_with_all_its_nodes() -> None:
+    """Four of five reducers are one Member's, and silent: one owner of two is to blame, and none of its nodes reduces for a while."""
+    north = delegations(MEMBERS[0], PEOPLE[1:5])
+    shown = [*north, *delegations(MEMBERS[1], PEOPLE[:1])]
+    silence = Silence(0)
+    silence.lost(roster(PEOPLE[:5], delegated=shown, round=0), [person.peer for person in PEOPLE[1:4]], A)
+    for delegation, noted in zip(shown, [True] * 4 + [False], strict=True):
+        claim = replace(REDUCES, delegation=delegation)
+        if noted:
+            with pytest.raises(Refused):
+                silence.check(delegation.node, claim, 1)
+        else:
+            silence.check(delegation.node, claim, 1)
+
+
 def test_a_leader_is_believed_only_behind_a_round_that_we_reduced_in_and_lost() -> None:
     silence = Silence(100)
     assert silence.ours(101 + LONGEST_ROUNDS - 1)  # before we began to look, anything may have been
     assert not silence.ours(101 + LONGEST_ROUNDS)
-    lost(silence, 1000, me=PEOPLE[5].peer)
+    of = roster(PEOPLE[:4], round=1000, reducers=3)
+    silence.lost(of, [], of.members[3])
     assert not silence.ours(1001)
     lost(silence, 1000)
     assert silence.ours(1001)
