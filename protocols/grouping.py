@@ -34,8 +34,19 @@ def order(run_id: str, round: int, peers: Iterable[str]) -> list[str]:
     return sorted(peers, key=lambda peer: (sha256(f"{run_id}/{round}/{peer}".encode()).digest(), peer))
 
 
-def leaders(run_id: str, round: int, owners: Mapping[str, str]) -> list[str]:
-    """Whom to call in round `round`, first to last, of peers with their owners: one node each of ATTEMPTS owners, if there are as many."""
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A peer that is on our base. `dialled`: it says where it can be dialled."""
+
+    owner: str
+    dialled: bool
+
+
+def leaders(run_id: str, round: int, peers: Mapping[str, Candidate]) -> list[str]:
+    """Whom to call in round `round`, first to last: one node each of ATTEMPTS owners, if there are as many. Who cannot be dialled, so
+    not called by others like it, leads only where nobody can be."""
+    able = {peer: candidate.owner for peer, candidate in peers.items() if candidate.dialled}
+    owners = able or {peer: candidate.owner for peer, candidate in peers.items()}
     first: dict[str, str] = {}
     for peer in order(run_id, round, owners):
         first.setdefault(owners[peer], peer)

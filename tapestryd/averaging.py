@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from protocols.canonical import Signed
-from protocols.grouping import ATTEMPTS, Roster
+from protocols.grouping import ATTEMPTS, Candidate, Roster
 from protocols.lineage import Entry, Tip
 from protocols.membership import Delegation
 from protocols.refusal import Reason, Refused
@@ -38,11 +38,11 @@ _ENOUGH_MS = 50
 
 
 class Round:
-    """What one round has come to so far. `others`: peers seen live on our base at the boundary, with their owners; `present`: how
-    many these are, ourselves included;
+    """What one round has come to so far. `others`: peers seen live on our base at the boundary; `present`: how many these
+    are, ourselves included;
     `passed_over`: leaders that gave no roster, in order, and why."""
 
-    def __init__(self, number: int, fragment: int, before: Tip, delta: Tensor, others: Mapping[str, str], steps: int) -> None:
+    def __init__(self, number: int, fragment: int, before: Tip, delta: Tensor, others: Mapping[str, Candidate], steps: int) -> None:
         self.number = number
         self.fragment = fragment
         self.before = before
@@ -81,9 +81,9 @@ class Averaging:
         self._now_ms = now_ms
         self._residual = torch.zeros(keeper.base.layout.elements, dtype=torch.float32)
 
-    def begin(self, number: int, delta: Tensor, others: Mapping[str, str], steps: int) -> None:
+    def begin(self, number: int, delta: Tensor, others: Mapping[str, Candidate], steps: int) -> None:
         """`delta`: our own copy, (n_f,) float32, of the fragment whose turn it is, after `steps` local steps. `others`: peers
-        seen on our base, with their owners."""
+        seen on our base."""
         assert self._keeper.base.tip is not None
         fragment = number % self._keeper.base.layout.fragments
         self.round = Round(number, fragment, self._keeper.base.tip, delta, others, steps)

@@ -12,6 +12,7 @@ from typing import Any
 from protocols import limits
 from protocols.canonical import Verify, take
 from protocols.control import Peer
+from protocols.grouping import Candidate
 from protocols.lineage import Tip
 from protocols.membership import Delegation
 from protocols.records import Presence
@@ -199,10 +200,14 @@ class Neighbours:
             found.append(Seen(peer, tip if shown else None, known.presence.active))
         return tuple(found)
 
-    def on_base(self, tip: Tip) -> dict[str, str]:
-        """Peers that will take part in a round on this base, with their owners."""
+    def on_base(self, tip: Tip) -> dict[str, Candidate]:
+        """Peers that will take part in a round on this base."""
         there = {peer: known.presence for peer, known in self._known.items()}
-        return {peer: shown.member or peer for peer, shown in there.items() if shown.active and shown.tip == tip}
+        return {
+            peer: Candidate(shown.member or peer, dialled=bool(shown.addrs))
+            for peer, shown in there.items()
+            if shown.active and shown.tip == tip
+        }
 
     def clock(self) -> tuple[bool, int | None]:
         return verdict(known.skew_ms for known in self._known.values() if known.skew_ms is not None)
@@ -210,10 +215,6 @@ class Neighbours:
     def addresses(self) -> list[str]:
         """One address each, with peer id: for invites, and for coming back."""
         return [f"{known.presence.addrs[0]}/p2p/{peer}" for peer, known in self._known.items() if known.presence.addrs]
-
-    def addresses_of(self, peer: str) -> tuple[str, ...]:
-        known = self._known.get(peer)
-        return known.presence.addrs if known else ()
 
     def some(self) -> list[str]:
         """All of them, in an order that is another one each time."""

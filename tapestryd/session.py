@@ -74,7 +74,7 @@ class Session:
         self.rules: RunRules | None = None
         self._fetcher = Fetcher(node, store.run_id, verify)
         self.neighbours = Neighbours(node, store.run_id, verify, self._fetcher, self._look)
-        self.reach = Reach(node, self.neighbours.addresses_of)
+        self.reach = Reach(node)
         self.history = History(store, node.peer_id, node.meter, node.refusals, watch.told)
         self.addresses: list[str] = []
         self.member: rounds.Member | None = None
@@ -221,7 +221,7 @@ class Session:
                 self._kept = time.monotonic()
                 self.addresses = await self.node.addresses()
                 self._keep_peers(self.neighbours.addresses())
-                self._spawn(self.reach.ask(self.neighbours.some()))
+                self._spawn(self.reach.ask(self.neighbours.some(), self.addresses))
             await asyncio.sleep(interval)
 
     async def _refresh(self) -> None:
@@ -259,7 +259,7 @@ class Session:
         state = _PRESENCES.get(member.state) or ("joining" if set(member.reasons) <= {"no_peers"} else "waiting")
         record = Presence(
             self.store.run_id, self.node.peer_id, self.config.node.name, state, tip.height if tip else 0, tip.weight if tip else 0,
-            tip.base if tip else "", tuple(self.addresses), __version__, self.roll.own, now_ms(),
+            tip.base if tip else "", () if self.reach.reachable is False else tuple(self.addresses), __version__, self.roll.own, now_ms(),
         )  # fmt: skip
         made = time.monotonic()
         try:

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from protocols import limits
 from protocols.canonical import Json, Sign, Signed, Verify, take
-from protocols.grouping import Claim, Roster, accept, leaders, order, owner_of
+from protocols.grouping import Candidate, Claim, Roster, accept, leaders, order, owner_of
 from protocols.refusal import Declined, Reason, Refused
 from tapestryd.swarm.node import Node
 from tapestryd.swarm.silence import Silence
@@ -131,14 +131,14 @@ class Gathering:
             parked.answer.set_result(answer)
 
     async def perform(
-        self, round: int, fragment: int, before: str, others: Mapping[str, str], claim: Claim, windows_s: Sequence[float]
+        self, round: int, fragment: int, before: str, others: Mapping[str, Candidate], claim: Claim, windows_s: Sequence[float]
     ) -> Gathered:
-        """The roster of this round. `others`: peers seen on this base, and their owners; `windows_s[i]`: seconds from now in
+        """The roster of this round. `others`: peers seen on this base; `windows_s[i]`: seconds from now in
         which leader i's roster closes. Raises NoRoster when no leader came to one that we are in."""
         loop = asyncio.get_running_loop()
         start = loop.time()
         me = self._node.peer_id
-        asked = leaders(self._run, round, {**others, me: owner_of(me, claim)})
+        asked = leaders(self._run, round, {**others, me: Candidate(owner_of(me, claim), dialled=claim.rate > 0)})
         key = (round, before)
         passed_over: list[tuple[str, str]] = []
         margin = windows_s[0] / 2  # whoever is in a roster and gives it up costs everybody the round
@@ -161,7 +161,7 @@ class Gathering:
         finally:  # also when the round is dropped under us: whoever called must not wait here, nor keep a place
             self._close(key, {"refused": Reason.OTHER_ROUND.value, "detail": "no roster here either"})
 
-    async def _lead(self, key: tuple[int, str], fragment: int, others: Mapping[str, str], claim: Claim, closes: float) -> Roster:
+    async def _lead(self, key: tuple[int, str], fragment: int, others: Mapping[str, Candidate], claim: Claim, closes: float) -> Roster:
         """Wait until all `others` have called or the window is over."""
         loop = asyncio.get_running_loop()
         parked = self._park(key)

@@ -1,4 +1,4 @@
-"""Whether others can dial us: ask them to try. As libp2p's AutoNAT, but by the addresses that our presence announces.
+"""Whether others can dial us: ask them to try. As libp2p's AutoNAT, but by the addresses that we would announce.
 
 An open libp2p connection proves nothing, since we may have dialled it ourselves; so whoever is asked opens a new TCP
 connection and speaks the first words of multistream-select, which every libp2p listener answers alike.
@@ -13,7 +13,9 @@ from functools import partial
 from multiaddr import Multiaddr
 from multiaddr.exceptions import Error as AddressError
 
+from protocols import limits
 from protocols.canonical import take
+from protocols.records import is_address
 from protocols.refusal import Reason, Refused
 from tapestryd.swarm.node import Node
 from tapestryd.swarm.streams import Gone, Stream
@@ -28,28 +30,27 @@ _PEERS = 3
 
 
 class Reach:
-    """`addresses(peer)`: those that the peer's signed presence announces. `reachable`: None until somebody has tried."""
+    """`reachable`: None until somebody has tried."""
 
-    def __init__(self, node: Node, addresses: Callable[[str], Sequence[str]]) -> None:
+    def __init__(self, node: Node) -> None:
         self.reachable: bool | None = None
         self._node = node
-        self._addresses = addresses
         self._served: dict[str, float] = {}
 
     async def serve(self) -> None:
         await self._node.serve("dialback", self._asked)
 
     async def _asked(self, stream: Stream) -> None:
-        await stream.receive(0)
+        head, _ = await stream.receive(0)
+        take(head, {"addrs": list})
+        if len(head["addrs"]) > limits.ADDRESSES or not all(map(is_address, head["addrs"])):
+            raise Refused(Reason.OUT_OF_RANGE, "addresses")
         now = asyncio.get_running_loop().time()
         self._served = {peer: at for peer, at in self._served.items() if now - at < _ASKED_S}
         if stream.peer in self._served:
             raise Refused(Reason.TOO_SOON, f"asked again within {_ASKED_S:.0f} s")
         self._served[stream.peer] = now
-        announced = self._addresses(stream.peer)
-        if not announced:
-            raise Refused(Reason.STALE, "we have not seen where you would be")
-        tried = await asyncio.gather(*(_answers(address, partial(self._moved, stream.peer)) for address in announced))
+        tried = await asyncio.gather(*(_answers(address, partial(self._moved, stream.peer)) for address in head["addrs"]))
         await stream.send({"reachable": any(tried)})
 
     def _moved(self, peer: str, sent: int, received: int) -> None:
@@ -57,11 +58,12 @@ class Reach:
         self._node.meter.sends(sent, "dialback", peer, asks=False)
         self._node.meter.receives(received, "dialback", peer, asks=False)
 
-    async def ask(self, peers: Sequence[str]) -> None:
-        """Find out by a few of `peers`: one that gets through is enough; with no answer at all we know what we knew."""
+    async def ask(self, peers: Sequence[str], addresses: Sequence[str]) -> None:
+        """Find out by a few of `peers` whether we can be dialled at one of `addresses`: one that gets through is enough; with no
+        answer at all we know what we knew."""
         for peer in peers[:_PEERS]:
             try:
-                head, _ = await self._node.ask(peer, "dialback", {})
+                head, _ = await self._node.ask(peer, "dialback", {"addrs": list(addresses)})
                 take(head, {"reachable": bool})
             except (Gone, Refused) as error:
                 if isinstance(error, Refused):

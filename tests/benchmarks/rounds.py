@@ -90,7 +90,7 @@ async def live(number: int, folder: Path, options: argparse.Namespace, parent: C
 async def one_round(peer: Peer, number: int, delta: torch.Tensor, others: list[str]) -> tuple[dict[str, float], int]:
     """(ms by stage, as far as it came; bytes of vectors that we sent)."""
     averaging, times, vectors = peer.averaging, {}, 0
-    averaging.begin(number, delta, others, 10)
+    averaging.begin(number, delta, peer.candidates(others), 10)
     begun = time.perf_counter()
 
     def over(stage: str) -> None:

@@ -51,7 +51,7 @@ async def open_all(peer: Peer) -> None:
     fetcher = Fetcher(peer.node, peer.rules.run_id, verify)
     fetcher.agreed = peer.rules
     await Donor(peer.node, peer.keeper.store).serve()
-    await Reach(peer.node, lambda _: ()).serve()
+    await Reach(peer.node).serve()
     await Neighbours(peer.node, peer.rules.run_id, verify, fetcher, lambda: None).serve()
 
 

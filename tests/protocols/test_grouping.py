@@ -16,7 +16,21 @@ from hypothesis import strategies as st
 import protocols
 from protocols import limits
 from protocols.canonical import Signed, digest, dumps
-from protocols.grouping import BITMAP_BYTES, CELLS, Claim, Roster, accept, bitmap, cells, in_bitmap, leaders, order, seated, shares
+from protocols.grouping import (
+    BITMAP_BYTES,
+    CELLS,
+    Candidate,
+    Claim,
+    Roster,
+    accept,
+    bitmap,
+    cells,
+    in_bitmap,
+    leaders,
+    order,
+    seated,
+    shares,
+)
 from protocols.membership import Delegation
 from protocols.refusal import Reason, Refused
 from tests.people import BLANK, CAST, MEMBERS, RULES, RUN, Person, certified, delegations, in_roster_mode, roster, verify
@@ -30,7 +44,8 @@ def test_reads_and_writes_the_vector() -> None:
     for round, members in VECTOR["order"].items():
         assert order(VECTOR["run"], int(round), [key["peer"] for key in VECTOR["keys"]]) == members
     for case in VECTOR["leaders"]:
-        assert leaders(VECTOR["run"], case["round"], case["owners"]) == case["leaders"]
+        candidates = {peer: Candidate(owner, dialled) for peer, (owner, dialled) in case["peers"].items()}
+        assert leaders(VECTOR["run"], case["round"], candidates) == case["leaders"]
     for case in VECTOR["shares"]:
         assert shares(case["rates"], case["owners"]) == case["cells"]
     signed = Signed.from_json(VECTOR["signed"], "roster", verify)
@@ -56,18 +71,22 @@ def test_the_lead_rotates() -> None:
     assert max(led.values()) < 2 * 600 / len(CAST)
 
 
-@given(st.integers(0, 10**9), st.dictionaries(st.sampled_from(sorted(CAST)), st.sampled_from("ABC"), min_size=1))
-def test_leaders_are_of_different_owners(round: int, owners: dict[str, str]) -> None:
-    found = leaders(RUN, round, owners)
-    assert len(found) == len({owners[peer] for peer in found}) == min(2, len(set(owners.values())))
+candidates = st.dictionaries(st.sampled_from(sorted(CAST)), st.builds(Candidate, st.sampled_from("ABC"), st.booleans()), min_size=1)
+
+
+@given(st.integers(0, 10**9), candidates)
+def test_leaders_are_of_different_owners_and_can_be_dialled(round: int, peers: dict[str, Candidate]) -> None:
+    able = {peer: one.owner for peer, one in peers.items() if one.dialled} or {peer: one.owner for peer, one in peers.items()}
+    found = leaders(RUN, round, peers)
+    assert len(found) == len({able[peer] for peer in found}) == min(2, len(set(able.values())))
     for peer in found:
-        assert peer == order(RUN, round, [one for one in owners if owners[one] == owners[peer]])[0]
-    assert leaders(RUN, round, {peer: peer for peer in owners}) == order(RUN, round, owners)[:2]
+        assert peer == order(RUN, round, [one for one in able if able[one] == able[peer]])[0]
+    assert leaders(RUN, round, {peer: Candidate(peer, dialled=True) for peer in peers}) == order(RUN, round, peers)[:2]
 
 
 def test_a_member_leads_as_often_with_many_nodes_as_with_one() -> None:
-    owners = {peer: "many" if place else "one" for place, peer in enumerate(CAST)}
-    led = Counter(owners[leaders(RUN, round, owners)[0]] for round in range(600))
+    peers = {peer: Candidate("many" if place else "one", dialled=True) for place, peer in enumerate(CAST)}
+    led = Counter(peers[leaders(RUN, round, peers)[0]].owner for round in range(600))
     assert abs(led["many"] - led["one"]) < 100
 
 

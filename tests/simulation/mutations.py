@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import Any
 
 from protocols import lineage, rounds, settling
-from protocols.grouping import ATTEMPTS, Claim, Roster, accept, order
+from protocols.grouping import Candidate, Claim, Roster, accept, leaders
 from protocols.lineage import Tip
 from protocols.membership import Delegation
 from protocols.schedule import Schedule
@@ -204,6 +204,11 @@ def computes_by_name() -> None:
     _set(Peer, "push", push)
 
 
+def anybody_leads() -> None:
+    """Also who cannot be dialled."""
+    _set(room, "leaders", lambda run, round, peers: leaders(run, round, {peer: replace(one, dialled=True) for peer, one in peers.items()}))
+
+
 # Roster mode: what is counted by Member is counted by node, or not shared by its nodes.
 
 
@@ -218,7 +223,10 @@ def coverage_by_node() -> None:
 
 
 def leaders_by_node() -> None:
-    _set(room, "leaders", lambda run, round, owners: order(run, round, owners)[:ATTEMPTS])
+    def by_node(run: str, round: int, peers: Mapping[str, Candidate]) -> list[str]:
+        return leaders(run, round, {peer: Candidate(peer, one.dialled) for peer, one in peers.items()})
+
+    _set(room, "leaders", by_node)
 
 
 def blamed_by_node() -> None:
@@ -246,6 +254,6 @@ QUICK = (half, roster_only, counted_twice, before_the_quorum, lighter_is_better,
 ALL = (
     *QUICK, majority, present_only, discard_keeps_the_base, no_tie_break, higher_is_better, roster_of_any_base,
     no_gather_deadline, no_stage_deadline, no_certificate, follows_any_weight, takes_rounds_to_come, a_round_twice, fetching_ignored,
-    base_before_disk, keeps_a_failed_commit, presences_for_ever, goes_back_for_a_snapshot, no_repair,
+    base_before_disk, keeps_a_failed_commit, presences_for_ever, goes_back_for_a_snapshot, no_repair, anybody_leads,
     most_of_the_nodes_too, coverage_by_node, leaders_by_node, blamed_by_node, a_voice_a_node, most_of_the_voices,
 )  # fmt: skip

@@ -14,7 +14,7 @@ from typing import Any
 
 from protocols import lineage, settling
 from protocols.canonical import Json, digest
-from protocols.grouping import ATTEMPTS, Claim, Roster, accept, leaders, order, seated
+from protocols.grouping import ATTEMPTS, Candidate, Claim, Roster, accept, leaders, order, seated
 from protocols.limits import CLOCK_SKEW_MS, IO_S, PRESENCE_MS, ROSTER_MEMBERS
 from protocols.lineage import Entry, Tip
 from protocols.membership import Delegation
@@ -150,7 +150,7 @@ class Meeting:
 class Work:
     """The round at hand; a discarded one is never `peer.work` again, so what it still waits for finds nobody."""
 
-    def __init__(self, number: int, before: Tip, others: dict[str, str], started_ms: int) -> None:
+    def __init__(self, number: int, before: Tip, others: dict[str, Candidate], started_ms: int) -> None:
         self.number = number
         self.before = before
         self.others = others
@@ -373,9 +373,11 @@ class Peer:
     def doubted(self, peer: str) -> bool:
         return peer in self.doubts and self.world.now < self.doubts[peer][1]
 
-    def on_base(self, tip: Tip) -> dict[str, str]:
-        owners = self.world.owners
-        return {peer: owners.get(peer, peer) for peer, (record, _) in self.known.items() if record.active and record.tip == tip}
+    def on_base(self, tip: Tip) -> dict[str, Candidate]:
+        """Ghosts say that they can be dialled."""
+        owners, peers = self.world.owners, self.world.peers
+        there = [peer for peer, (record, _) in self.known.items() if record.active and record.tip == tip]
+        return {peer: Candidate(owners.get(peer, peer), peer not in peers or not peers[peer].nat) for peer in there}
 
     def clock_will_do(self) -> bool:
         if not self.world.skewed:
@@ -461,7 +463,7 @@ class Peer:
             self.stage_ends(work, Failed(work.number, "other_round"))
             return
         self.world.ledger.gathered(self, work.number, work.before.base)
-        work.leaders = leaders(RUN, work.number, {**work.others, self.name: self.owner})
+        work.leaders = leaders(RUN, work.number, {**work.others, self.name: Candidate(self.owner, not self.nat)})
         self.attempt(work, 0)
 
     def may_gather(self, work: Work) -> bool:

@@ -12,6 +12,7 @@ import torch
 import uvloop
 
 from protocols.canonical import loads
+from protocols.grouping import Candidate
 from protocols.identity import identity_file, public_key
 from protocols.lineage import Tip
 from protocols.membership import Delegation
@@ -115,6 +116,8 @@ class Peer:
         self.rate = RATE
         self.owners: dict[str, str] = {}
         """Of the peers that have another owner than themselves."""
+        self.undialled: set[str] = set()
+        """Peers that announce no address."""
         self.roll = Roll(rules, store, person.peer, "", verify)
         self.roll.own = delegation
         self.meetings = Meetings()
@@ -138,7 +141,10 @@ class Peer:
     def begin(self, others: Sequence[str], number: int = 0) -> None:
         fragment = number % self.keeper.base.layout.fragments
         delta = noise(self.keeper.base.layout.size(fragment), hash(self.person.name) % 1000)
-        self.averaging.begin(number, delta, {peer: self.owners.get(peer, peer) for peer in others}, 10)
+        self.averaging.begin(number, delta, self.candidates(others), 10)
+
+    def candidates(self, peers: Sequence[str]) -> dict[str, Candidate]:
+        return {peer: Candidate(self.owners.get(peer, peer), dialled=peer not in self.undialled) for peer in peers}
 
     async def round(self, others: Sequence[str], number: int = 0) -> Event:
         """From a delta to Committed, or the Failed that it ends in."""

@@ -23,24 +23,35 @@ async def _listener(words: bytes) -> tuple[asyncio.Server, str]:
 def test_who_can_be_dialled_finds_out(tmp_path: Path) -> None:
     async def work() -> None:
         async with nodes(tmp_path, 2) as (one, two):
-            announced: dict[str, list[str]] = {}
-            mine, theirs = (Reach(node, lambda peer: announced.get(peer, [])) for node in (one, two))
+            mine, theirs = Reach(one), Reach(two)
             await theirs.serve()
             assert mine.reachable is None
 
-            await mine.ask([two.peer_id])  # it has not seen our presence yet
-            assert mine.reachable is None
+            await mine.ask([two.peer_id], [])  # nowhere
+            assert mine.reachable is False
 
-            announced[one.peer_id] = await one.addresses()
+            addresses = await one.addresses()
             with pytest.raises(Refused) as refused:
-                await one.ask(two.peer_id, "dialback", {})
+                await one.ask(two.peer_id, "dialback", {"addrs": addresses})
             assert refused.value.reason is Reason.TOO_SOON
-            await mine.ask([two.peer_id])  # refused, so we know what we knew
-            assert mine.reachable is None
+            await mine.ask([two.peer_id], addresses)  # refused, so we know what we knew
+            assert mine.reachable is False
 
             theirs._served.clear()
-            await mine.ask(["12D3KooWJnQhDnQTWYymsGmPtFgEM3aiZoXCf44aD2qVERBBvyw6", two.peer_id])
+            await mine.ask(["12D3KooWJnQhDnQTWYymsGmPtFgEM3aiZoXCf44aD2qVERBBvyw6", two.peer_id], addresses)
             assert mine.reachable is True
+
+    go(work)
+
+
+@pytest.mark.parametrize("addrs", [["/ip4/127.0.0.1/tcp/1"] * 9, [7], ["no address"]])
+def test_nobody_is_made_to_knock_at_many_doors(tmp_path: Path, addrs: list[object]) -> None:
+    async def work() -> None:
+        async with nodes(tmp_path, 2) as (one, two):
+            await Reach(two).serve()
+            with pytest.raises(Refused) as refused:
+                await one.ask(two.peer_id, "dialback", {"addrs": addrs})
+            assert refused.value.reason is Reason.OUT_OF_RANGE
 
     go(work)
 
@@ -52,10 +63,10 @@ def test_what_is_no_libp2p_listener_does_not_count(tmp_path: Path, words: bytes)
             server, address = await _listener(words)
             closed, gone = await _listener(b"")
             closed.close()
-            announced = [address, gone, "/dns4/localhost/tcp/1", "/ip4/127.0.0.1/udp/1/quic", "/nonsense", "/ip4/127.0.0.1/tcp/0"]
-            mine, theirs = Reach(one, lambda _: []), Reach(two, lambda _: announced)
+            addresses = [address, gone, "/dns4/localhost/tcp/1", "/ip4/127.0.0.1/udp/1/quic", "/nonsense", "/ip4/127.0.0.1/tcp/0"]
+            mine, theirs = Reach(one), Reach(two)
             await theirs.serve()
-            await mine.ask([two.peer_id])
+            await mine.ask([two.peer_id], addresses)
             assert mine.reachable is False
             server.close()
 

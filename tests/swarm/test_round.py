@@ -23,8 +23,8 @@ from tests.swarm.rooms import Peer, agreed, go, others, peers, until
 
 def by_lead(found: Sequence[Peer], number: int = 0) -> list[Peer]:
     """In the order in which they lead: the first leader first, and so are the roster's members."""
-    owners = {peer.node.peer_id: peer.owners.get(peer.node.peer_id, peer.node.peer_id) for peer in found}
-    ids = [*leaders(found[0].rules.run_id, number, owners), *order(found[0].rules.run_id, number, owners)]
+    candidates = found[0].candidates([peer.node.peer_id for peer in found])
+    ids = [*leaders(found[0].rules.run_id, number, candidates), *order(found[0].rules.run_id, number, candidates)]
     return sorted(found, key=lambda peer: ids.index(peer.node.peer_id))
 
 
@@ -111,7 +111,7 @@ def test_a_gathering_dropped_while_it_leads_keeps_nothing(tmp_path: Path) -> Non
         async with peers(tmp_path, 2, average_ms=9000) as found:
             leader, other = by_lead(found)
             before = leader.keeper.base.tip.base  # type: ignore[union-attr]
-            seen = {peer: peer for peer in others(leader, found)}
+            seen = leader.candidates(others(leader, found))
             for _ in range(5):
                 leading = asyncio.create_task(leader.gathering.perform(0, 0, before, seen, BLANK, [30.0, 60.0]))
                 await asyncio.sleep(0)
@@ -312,12 +312,15 @@ def test_a_reducer_that_dies_holds_nobody_up(tmp_path: Path, at: str) -> None:
     go(work)
 
 
-def test_one_that_cannot_be_dialled_reduces_nothing_and_is_in_the_mean(tmp_path: Path) -> None:
+def test_one_that_cannot_be_dialled_neither_leads_nor_reduces_and_is_in_the_mean(tmp_path: Path) -> None:
     async def work() -> None:
         async with peers(tmp_path, 3, average_ms=30_000) as found:
-            shy = found[1]
+            shy = by_lead(found)[0]
             shy.rate = 0
+            for peer in found:
+                peer.undialled = {shy.node.peer_id}
             agreed(found, await together(found))
+            assert shy.averaging._last.gathered.leader != shy.node.peer_id  # type: ignore[union-attr]
             entry, _ = shy.keeper.store.load_entry(1, verify)  # type: ignore[misc]
             assert shy.node.peer_id not in entry.roster.reducers
             assert entry.vote.coverage_ppm == 1_000_000
