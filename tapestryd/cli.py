@@ -27,7 +27,12 @@ from tapestryd.program import ended
 from tapestryd.settings import parse_duration
 
 POLL_S = 0.2
-_PROGRAMS = {("run", "new"): "tapestryd.founding", ("lineage",): "tapestryd.audit", ("member",): "tapestryd.delegating"}
+_PROGRAMS = {
+    ("run", "new"): "tapestryd.founding",
+    ("lineage",): "tapestryd.audit",
+    ("audit",): "tapestryd.auditing",
+    ("member",): "tapestryd.delegating",
+}
 """Verbs that are programs of their own, because they import torch or cryptography."""
 EXITS = """exit codes: 0 done, 1 failed, 2 usage, 3 no daemon answers, 4 not permitted, 5 degraded (status --check),
 124 wait timed out, 130 interrupted"""
@@ -287,6 +292,10 @@ def _parser() -> argparse.ArgumentParser:
     lineage = add(
         verbs, "lineage", lambda options, client: lineage.error("put it right behind `tapestry`: tapestry lineage …"),
         "prove a base from files, offline; see tapestry lineage --help",
+    )  # fmt: skip
+    audit = add(
+        verbs, "audit", lambda options, client: audit.error("put it right behind `tapestry`: tapestry audit …"),
+        "what left this machine, and that nobody changed the ledger of it; see tapestry audit --help",
     )  # fmt: skip
     member = add(
         verbs, "member", lambda options, client: member.error("put it right behind `tapestry`: tapestry member …"),

@@ -36,7 +36,7 @@ def render(status: Doc, *, width: int, colour: bool, rows: int = 10) -> str:
         ("Banned", [f"{status['bans']} {'peer' if status['bans'] == 1 else 'peers'}: tapestry peers bans"] if status["bans"] else []),
         ("Health", status["health"] or ["ok"]),
     ]
-    lines = [_heading(status, width, colour), *_labelled(sections, width, colour=colour)]
+    lines = [_heading(status, width, colour), *labelled(sections, width, colour=colour)]
     if rows and status["peers"]:
         lines += ["", *_peer_lines(status["peers"][:rows], width)]
         if len(status["peers"]) > rows:
@@ -64,7 +64,7 @@ def bans(found: Sequence[Doc], *, width: int) -> str:
         (short(ban["peer_id"]), ban["by"], "-" if ban["left_s"] is None else duration(max(0.0, ban["left_s"])), ban["reason"] or "-")
         for ban in found
     ]
-    return "\n".join(_table([head, *cells], width)) + "\n"
+    return "\n".join(table([head, *cells], width)) + "\n"
 
 
 def rounds(stories: Sequence[Doc], *, width: int) -> str:
@@ -87,14 +87,14 @@ def rounds(stories: Sequence[Doc], *, width: int) -> str:
         )
         for story in stories
     ]
-    return "\n".join(_table([head, *cells], width)) + "\n"
+    return "\n".join(table([head, *cells], width)) + "\n"
 
 
 def one_round(found: Doc, *, width: int) -> str:
     """One round in full: each story of it, and its certificate."""
     lines: list[str] = []
     for story in found["stories"]:
-        lines += [*_labelled(_catch_up(story) if story["from_height"] is not None else _round(story), width), ""]
+        lines += [*labelled(_catch_up(story) if story["from_height"] is not None else _round(story), width), ""]
     certificate = found["certificate"]
     if certificate is None:
         return "\n".join(lines[:-1]) + "\n"
@@ -109,7 +109,7 @@ def one_round(found: Doc, *, width: int) -> str:
         ("Root", [certificate["root"]]),
         ("Signed by", certificate["signed_by"]),
     ]
-    return "\n".join([*lines, *_labelled(sections, width)]) + "\n"
+    return "\n".join([*lines, *labelled(sections, width)]) + "\n"
 
 
 def duration(seconds: float) -> str:
@@ -310,17 +310,17 @@ def _peer_lines(found: Iterable[Doc], width: int, *, scores: bool = False) -> li
         )
         for peer in found
     ]
-    return _table([head, *cells], width)
+    return table([head, *cells], width)
 
 
-def _table(cells: Sequence[Sequence[str]], width: int) -> list[str]:
+def table(cells: Sequence[Sequence[str]], width: int) -> list[str]:
     cells = [[clean(cell) for cell in line] for line in cells]
     widths = [max(map(columns, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(_filled(cell, room) for cell, room in zip(line, widths, strict=True)) for line in cells]
     return [cut(line.rstrip(), width) for line in lines]
 
 
-def _labelled(sections: Iterable[tuple[str, Iterable[str]]], width: int, *, colour: bool = False) -> list[str]:
+def labelled(sections: Iterable[tuple[str, Iterable[str]]], width: int, *, colour: bool = False) -> list[str]:
     """Sections with a label in the margin; those with nothing to say are left out."""
     lines = []
     for label, parts in sections:

@@ -162,6 +162,8 @@ def test_the_daemons_own_sentence_is_1(served: Served) -> None:
         ["--json", "run", "new"],
         ["--json", "lineage"],
         ["lineage"],
+        ["--json", "audit"],
+        ["audit", "--since", "never"],
         ["lineage", "verify", "--from", "height"],
         ["lineage", "verify", "--state", ".", "."],
         ["lineage", "show", "--run", "x"],
@@ -195,7 +197,9 @@ def test_help_of_every_verb() -> None:
         assert done.stdout.startswith("usage: tapestry")
 
 
-@pytest.mark.parametrize(("words", "module"), [(["run", "new"], "tapestryd.founding"), (["lineage"], "tapestryd.audit")])
+@pytest.mark.parametrize(
+    ("words", "module"), [(["run", "new"], "tapestryd.founding"), (["lineage"], "tapestryd.audit"), (["audit"], "tapestryd.auditing")]
+)
 def test_programs_of_their_own_are_handed_on_whole(words: list[str], module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     handed: list[list[str]] = []
 
