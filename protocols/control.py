@@ -248,6 +248,16 @@ class Traffic:
 
 
 @dataclass(frozen=True, slots=True)
+class Isolation:
+    """Whether the data side and the network side are shut off from one another, as both have found by trying. `method`: systemd,
+    namespaces, none. `checks`: "network.…" and "data.…" → held, open, untried (control.md says what each tries)."""
+
+    enforced: bool
+    method: str
+    checks: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class Peer:
     """`rtt_ms` and `skew_ms` are measured by us, `score` is what we think of it: from 0 down to -100. The rest is what the
     peer's signed presence says; of a banned one, whose presence is not read, only that it is there (`state` banned).
@@ -296,7 +306,7 @@ class Status:
     averaging: Averaging
     traffic: Traffic
     refusals: dict[str, int]
-    isolation: dict[str, Any]
+    isolation: Isolation
     peers: tuple[Peer, ...] = ()
     declined: dict[str, int] = field(default_factory=dict)
     bans: int = 0

@@ -1,8 +1,8 @@
 """The channel between daemon and trainer: fixed structs, enumerations instead of text, two shared vectors.
 
-One AF_UNIX SOCK_SEQPACKET socket; every packet is one struct of exactly SIZE bytes (little-endian), so there is
-nothing to frame and nothing to parse but numbers. The vectors are memfds of 4 * n bytes (float32) that travel
-once, with HELLO, as SCM_RIGHTS: `params` (daemon writes, trainer reads) and `delta` (trainer writes, daemon reads).
+One AF_UNIX SOCK_SEQPACKET connection; every packet is one struct of exactly SIZE bytes (little-endian), so there is
+nothing to frame and nothing to parse but numbers. With HELLO four memfds travel as SCM_RIGHTS: `params` (daemon writes,
+trainer reads) and `delta` (trainer writes, daemon reads), 4 * n bytes of float32 each; the run rules and the tokenizer.
 Each side copies out of shared memory into its own before it validates: a mapping can change after a check.
 
     daemon                                trainer
@@ -19,6 +19,7 @@ Each side copies out of shared memory into its own before it validates: a mappin
     QUIT                                →          checkpoint and exit
                                         ← CHECKS held open                   (what of its box holds; at start and every hour)
                                         ← FAULT code                         (then exits)
+                                        ← ENDED status                       (by the steward, when the process is gone)
 Specified in trainer.md. Knows nothing of sockets.
 """
 
@@ -215,11 +216,13 @@ class Evaluated:
 
 @dataclass(frozen=True, slots=True)
 class Checks:
-    """Bit sets of Check: what was tried and is impossible, as it should be; what was tried and is not. Neither: not tried."""
+    """Bit sets of Check: what was tried and is impossible, as it should be; what was tried and is not. Neither: not tried.
+    `pid`: the trainer's, so that the other side may try to look into it."""
 
-    FORMAT: ClassVar[str] = "<II"
+    FORMAT: ClassVar[str] = "<III"
     held: int
     open: int
+    pid: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,11 +231,19 @@ class Fault:
     code: int
 
 
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The last packet, from the steward: the trainer's exit status (negative: minus the signal that ended it)."""
+
+    FORMAT: ClassVar[str] = "<i"
+    status: int
+
+
 Order = Hello | Base | Train | Stop | Rest | Quit
-Report = Ready | Beat | Delta | Withheld | Evaluated | Checks | Fault
+Report = Ready | Beat | Delta | Withheld | Evaluated | Checks | Fault | Ended
 Message = Order | Report
 
-_KINDS: tuple[type[Message], ...] = (Hello, Base, Train, Stop, Quit, Ready, Beat, Delta, Evaluated, Fault, Withheld, Checks, Rest)
+_KINDS: tuple[type[Message], ...] = (Hello, Base, Train, Stop, Quit, Ready, Beat, Delta, Evaluated, Fault, Withheld, Checks, Rest, Ended)
 _NUMBERS = {kind: number for number, kind in enumerate(_KINDS)}
 _ENUMS: dict[str, type[IntEnum]] = {"device": Device, "precision": Precision, "optimizer": Optimizer, "code": Code, "reason": Withhold}
 

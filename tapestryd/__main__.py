@@ -23,6 +23,7 @@ def parser() -> argparse.ArgumentParser:
         "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="overrides file and environment; may be repeated"
     )
     p.add_argument("--check", action="store_true", help="check the configuration and exit")
+    p.add_argument("--inside", default="", help=argparse.SUPPRESS)  # the warden's word to the network side: the box it has put it in
     p.add_argument("--version", action="version", version=f"tapestryd {__version__}")
     return p
 
@@ -47,9 +48,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.check:
             print("The configuration is good.")
             return 0
-        from tapestryd import daemon
+        if config.sandbox.method == "systemd" or options.inside:
+            from tapestryd import daemon
 
-        daemon.main(config)
+            daemon.main(config, options.inside or "systemd")
+            return 0
+        from tapestryd import warden
+
+        files = [options.config.absolute()] if options.config else []
+        named = [word for file in files for word in ("--config", str(file))]
+        settings = [word for setting in options.set for word in ("--set", setting)]
+        return warden.main(config, [sys.executable, "-P", "-m", "tapestryd", *named, *settings], files)
     except LocalFault as fault:
         print(f"tapestryd: {fault}", file=sys.stderr)
         return fault.exit_code

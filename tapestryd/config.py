@@ -53,9 +53,10 @@ class Network:
 
 @dataclass(frozen=True, slots=True)
 class TrainerChoice:
-    """`config`: the data side's own file; the daemon passes on its path and never opens it."""
+    """`socket`: where the data side listens. `config`: its own file, which the network side never opens."""
 
     enabled: bool = True
+    socket: Path = Path("/run/tapestry/trainer.sock")
     config: Path = Path("/etc/tapestry/trainer.toml")
 
 
@@ -117,6 +118,16 @@ class Trust:
 
 
 @dataclass(frozen=True, slots=True)
+class Box:
+    """`method`: systemd (the units do it) | namespaces (we do) | none | auto (namespaces; none where there can be none, and it is not
+    required). `require`: with a wall that does not hold, end (78). `read`: more files and folders that the network side may read."""
+
+    method: str = "auto"
+    require: bool = True
+    read: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class DaemonConfig:
     node: Node = field(default_factory=Node)
     run: RunChoice = field(default_factory=RunChoice)
@@ -128,6 +139,7 @@ class DaemonConfig:
     log: Log = field(default_factory=Log)
     storage: Storage = field(default_factory=Storage)
     trust: Trust = field(default_factory=Trust)
+    sandbox: Box = field(default_factory=Box)
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +236,13 @@ class CpuLimits:
 
 
 @dataclass(frozen=True, slots=True)
+class Required:
+    """`require`: with a wall of the data side's box that does not hold, end (78) before any text is opened."""
+
+    require: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class TrainerConfig:
     data: Data = field(default_factory=Data)
     compute: Compute = field(default_factory=Compute)
@@ -233,6 +252,7 @@ class TrainerConfig:
     schedule: Schedule = field(default_factory=Schedule)
     gpu: GpuLimits = field(default_factory=GpuLimits)
     cpu: CpuLimits = field(default_factory=CpuLimits)
+    sandbox: Required = field(default_factory=Required)
 
 
 SCHEMA = 1

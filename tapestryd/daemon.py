@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from socket import socket
 
 from protocols import limits
 from protocols.control import Ban, Certificate, Status, Story
@@ -26,14 +27,18 @@ from tapestryd.errors import DiskFull, LocalFault, StateFault, Unavailable
 from tapestryd.founding import adopt
 from tapestryd.host.answers import Answers
 from tapestryd.host.api import Api
+from tapestryd.host.box import interpreter
 from tapestryd.host.clock import now_ms
 from tapestryd.host.dashboard import Dashboard
+from tapestryd.host.inherited import inherited
 from tapestryd.host.keys import Identity, verify
 from tapestryd.host.metrics import scraped
+from tapestryd.host.probes import EVERY_S
 from tapestryd.host.store import StateDir
 from tapestryd.host.systemd import Notifier
 from tapestryd.host.watch import Watch
 from tapestryd.host.web import Web
+from tapestryd.isolation import Isolation
 from tapestryd.picture import picture
 from tapestryd.session import Session
 from tapestryd.story import certificate
@@ -50,8 +55,13 @@ _STOP_S = 20.0
 class Daemon:
     """Implements host.operator.Operator. `run` returns after a clean stop and raises LocalFault otherwise."""
 
-    def __init__(self, config: DaemonConfig, notifier: Notifier) -> None:
+    def __init__(self, config: DaemonConfig, notifier: Notifier, method: str, api: socket | None) -> None:
+        """`method`: who boxed us; `api`: a socket listening at api.socket that somebody else has made, and will remove."""
         self.config = config
+        named = [Path(name).parent for name in (config.run.join, config.run.delegation) if name]
+        needed = (*interpreter(os.environ), config.node.state_dir, *config.sandbox.read, *named)
+        self.isolation = Isolation(method, config.trainer.config, needed, required=config.sandbox.require)
+        self._api = api
         self.session: Session | None = None
         self._notifier = notifier
         self._began = time.monotonic()
@@ -75,7 +85,8 @@ class Daemon:
             answers = Answers(self, self._watch)
             dashboard = Dashboard(self.config.dashboard, answers.page)
             self._dashboard, self._scraped = dashboard.web, scraped(self.config.metrics, answers.metrics)
-            api = Api((*answers.routes, dashboard.link), self.config.api.socket)
+            api = Api((*answers.routes, dashboard.link), self.config.api.socket, self._api)
+            self.isolation.look()
             await api.start()
             await self._dashboard.start()
             await self._scraped.start()
@@ -108,8 +119,15 @@ class Daemon:
     async def _say(self) -> None:
         """Tell systemd how we are, and that the loop turns."""
         watchdog = asyncio.create_task(self._notifier.watchdog())
+        looked = time.monotonic()
         try:
             while True:
+                if time.monotonic() - looked > EVERY_S:
+                    looked = time.monotonic()
+                    try:
+                        self.isolation.look()
+                    except LocalFault as fault:
+                        self._fail(fault)
                 status = self._watch.look()
                 run = f" run {status.run.name} height {status.run.height}" if status.run else ""
                 self._notifier.status(f"{status.state}{run}" + (f" ({', '.join(status.reasons)})" if status.reasons else ""))
@@ -149,7 +167,8 @@ class Daemon:
             await node.stop()
             raise StateFault(f"{self._identity.path}: p2pd reads another identity in it; restore it from a backup")
         self._state.current = str(invite)
-        self.session = Session(self.config, self._identity, self._state.run(invite.run_id), node, self._watch, self._keep_peers, self._fail)
+        store = self._state.run(invite.run_id)
+        self.session = Session(self.config, self._identity, store, node, self.isolation, self._watch, self._keep_peers, self._fail)
         await self.session.start()
         return invite.run_id
 
@@ -177,8 +196,8 @@ class Daemon:
     # What the operator may ask.
 
     def status(self) -> Status:
-        webs = (self._dashboard, self._scraped)
-        return picture(self.config, self.session, self._door, webs, self._identity.peer_id, self._began, self._stopping.is_set())
+        webs, peer_id = (self._dashboard, self._scraped), self._identity.peer_id
+        return picture(self.config, self.session, self._door, self.isolation, webs, peer_id, self._began, self._stopping.is_set())
 
     def rounds(self, limit: int) -> list[Story]:
         return list(self.session.history.stories)[-limit:] if self.session else []
@@ -295,8 +314,8 @@ run's outer optimizer gives exactly these weights; every entry carries the signe
 """
 
 
-def main(config: DaemonConfig) -> None:
-    """Run until stopped. Raises LocalFault."""
+def main(config: DaemonConfig, method: str) -> None:
+    """Run until stopped. `method`: who boxed us. Raises LocalFault."""
     import sys
 
     import uvloop
@@ -306,6 +325,6 @@ def main(config: DaemonConfig) -> None:
     logs.set_up(config.log.level, config.log.format, os.environ, sys.stderr)
 
     async def run() -> None:
-        await Daemon(config, Notifier.of(os.environ, os.getpid())).run()
+        await Daemon(config, Notifier.of(os.environ, os.getpid()), method, inherited(os.environ, os.getpid()).get("api")).run()
 
     uvloop.run(run())

@@ -83,7 +83,7 @@ def found(arguments: argparse.Namespace) -> RunRules:
     from tapestryd.base import describe
     from tapestryd.training import model as models
     from tapestryd.training import vector
-    from tapestryd.training.text import Bytes, FromFile
+    from tapestryd.training.text import Bytes, FromJson, TokenizerFault
 
     out: Path = arguments.out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -99,7 +99,10 @@ def found(arguments: argparse.Namespace) -> RunRules:
     beside = source / "tokenizer.json"
     named = arguments.tokenizer or (str(beside) if beside.exists() else "bytes")
     tokenizer = b"" if named == "bytes" else _read(Path(named))
-    words = Bytes() if named == "bytes" else FromFile(Path(named), None)
+    try:
+        words = Bytes() if named == "bytes" else FromJson(tokenizer, None)
+    except TokenizerFault as fault:
+        raise ConfigFault(f"{named}: {fault}") from None
     models.fits(network, words.size, arguments.tokens)
     try:
         layout = Layout.of([parse_tensor(line) for line in tensors], arguments.fragments)

@@ -11,6 +11,7 @@ from tapestryd.config import DaemonConfig
 from tapestryd.doorkeeper import Doorkeeper
 from tapestryd.host.clock import now_ms
 from tapestryd.host.web import Web
+from tapestryd.isolation import Isolation
 from tapestryd.session import Session
 
 _WINDOW = 60
@@ -29,13 +30,14 @@ _HEALTH = {
 
 
 def picture(
-    config: DaemonConfig, session: Session | None, door: Doorkeeper, webs: tuple[Web, Web], peer_id: str, began: float, stopping: bool
+    config: DaemonConfig, session: Session | None, door: Doorkeeper, isolation: Isolation, webs: tuple[Web, Web], peer_id: str,
+    began: float, stopping: bool
 ) -> control.Status:  # fmt: skip
     """`webs`: of the dashboard, and of the metrics. `began`: time.monotonic() of the daemon's start."""
     trainer = control.Trainer(state="off")
     state = "idle"
     reasons: tuple[str, ...] = ()
-    health = [web.trouble for web in webs if web.trouble]
+    health = isolation.trouble() + [web.trouble for web in webs if web.trouble]
     if session is not None:
         state = _STATES[session.member.state] if session.member else "joining"
         reasons = session.member.reasons if session.member else ("no_rules",)
@@ -61,7 +63,7 @@ def picture(
         ),
         traffic=_traffic(session),
         refusals=dict(session.node.refusals) if session else {},
-        isolation={"enforced": False, "method": "process split only: data side and network side are separate processes, not yet boxed"},
+        isolation=isolation.status(),
         peers=session.neighbours.status(_base(session), door.score) if session else (),
         declined=dict(session.node.declined) if session else {},
         bans=len(door.bans()),

@@ -193,15 +193,12 @@ def _learned(heldout: Doc | None) -> list[str]:
 
 
 def _isolation(isolation: Doc) -> list[str]:
-    """What the daemon measured of itself, in its own words; of a group of checks, those that failed."""
-    parts = []
-    for key, value in isolation.items():
-        if isinstance(value, Mapping):
-            failed = [name for name, good in value.items() if not good]
-            parts.append(f"{key}: {'failed ' + ', '.join(failed) if failed else 'all ' + str(len(value)) + ' passed'}")
-        else:
-            parts.append(f"{key}: { ({True: 'yes', False: 'no'}[value] if isinstance(value, bool) else value) }")
-    return parts
+    """Data ⟂ network, and what of it does not hold."""
+    checks = isolation["checks"]
+    count = {verdict: sum(found == verdict for found in checks.values()) for verdict in ("held", "open", "untried")}
+    word = "enforced" if isolation["enforced"] else "PARTIAL" if count["open"] else "not proven yet"
+    parts = [f"data ⟂ network {word}", f"by {isolation['method']}", f"{count['held']} of {len(checks)} checks held"]
+    return parts + [f"open: {', '.join(name for name, found in checks.items() if found == 'open')}"] * bool(count["open"])
 
 
 def _swarm(network: Doc) -> list[str]:

@@ -17,17 +17,20 @@ from protocols.lineage import Entry, Tip
 from protocols.records import Presence
 from protocols.refusal import Refused
 from protocols.rules import Invite, RunRules
-from protocols.trainer import ALL_FRAGMENTS, Delta, Order, Rest, Stop, Train, Withheld
+from protocols.trainer import ALL_FRAGMENTS, Checks, Delta, Order, Rest, Stop, Train, Withheld
 from tapestryd import __version__
+from tapestryd.arrival import fetched
 from tapestryd.averaging import Averaging
 from tapestryd.config import DaemonConfig
-from tapestryd.errors import DiskFull
+from tapestryd.errors import DiskFull, LocalFault
 from tapestryd.exchange import entry_bytes, offer_bytes, part_bytes
 from tapestryd.history import History
 from tapestryd.host.clock import now_ms
 from tapestryd.host.keys import Identity, verify
 from tapestryd.host.store import RunStore
+from tapestryd.host.trainer import Work
 from tapestryd.host.watch import Watch
+from tapestryd.isolation import Isolation
 from tapestryd.keeper import Keeper
 from tapestryd.neighbours import Neighbours
 from tapestryd.roll import Roll
@@ -52,9 +55,6 @@ _PRESENCES = {
 _FOLLOWING = (rounds.State.JOINING, rounds.State.SYNCING, rounds.State.TRAINING)
 """States that a better tip would move, or would as soon as they have what they fetch."""
 
-_PATIENCE_S = 30.0
-"""Rules and tokenizer that take longer, then twice as long, and so on, are asked for anew, also of those who were not there yet."""
-
 _ROOM_S = 30.0
 """A catch-up after one that the disk had no room for waits this long, and asks nobody: only the operator makes room."""
 
@@ -64,13 +64,14 @@ class Session:
     `keep_peers(addresses)`, where the run can be found again; `failed(error)` is called once if the session cannot go on."""
 
     def __init__(
-        self, config: DaemonConfig, identity: Identity, store: RunStore, node: Node,
-        watch: Watch, keep_peers: Callable[[Sequence[str]], None], failed: Callable[[BaseException], None],
+        self, config: DaemonConfig, identity: Identity, store: RunStore, node: Node, isolation: Isolation, watch: Watch,
+        keep_peers: Callable[[Sequence[str]], None], failed: Callable[[BaseException], None],
     ) -> None:  # fmt: skip
         self.config = config
         self.identity = identity
         self.store = store
         self.node = node
+        self.isolation = isolation
         self.rules: RunRules | None = None
         self._fetcher = Fetcher(node, store.run_id, verify)
         self.neighbours = Neighbours(node, store.run_id, verify, self._fetcher, self._look)
@@ -143,24 +144,9 @@ class Session:
     async def _begin(self) -> None:
         """Rules, then base from disk, then everything else."""
         rules = self.store.load_rules()
-        said, patience_s = "", _PATIENCE_S
-        while rules is None:
-            try:
-                await self._refresh()
-                # Those of the invite first: somebody named them, and in roster mode a founder whom nobody has delegated yet
-                # has no presence.
-                donors = [*self.node.bootstrap, *(seen.peer for seen in self.neighbours.seen())]
-                async with asyncio.timeout(patience_s):
-                    found = await self._fetcher.rules(donors)
-                    tokenizer = await self._fetcher.tokenizer(donors, found.tokenizer.digest) if found.tokenizer.digest else b""
-                await asyncio.to_thread(self.store.keep_rules, found, tokenizer)
-                rules = found
-            except (Gone, TimeoutError) as error:
-                patience_s *= 2 if isinstance(error, TimeoutError) else 1
-                if (why := str(error) or "too slow") != said:
-                    said = why
-                    log.info("no rules yet, still asking: %s", said)
-                await asyncio.sleep(1)
+        if rules is None:
+            rules, tokenizer = await fetched(self._fetcher, self._refresh, self._donors)
+            await asyncio.to_thread(self.store.keep_rules, rules, tokenizer)
         self.rules = rules
         self.roll = Roll(rules, self.store, self.node.peer_id, self.config.run.delegation, verify)
         self.neighbours.admit = self.roll.admit
@@ -179,11 +165,15 @@ class Session:
             self.feed(rounds.BaseLoaded(tip))
         if self.config.trainer.enabled:
             self.supervisor = Supervisor(
-                layout, self.config.trainer.config, self.store.path, self.config.node.state_dir / "witness.json",
-                self._trainer_ready, self._stopped, self._down,
+                Work(layout, rules.canonical(), self.store.tokenizer()), self.config.trainer.socket,
+                self.config.node.state_dir / "witness.json", self._checked, self._trainer_ready, self._stopped, self._down,
             )  # fmt: skip
             self.supervisor.start()
         self._spawn(self._watch())
+
+    def _donors(self) -> list[str]:
+        """Those of the invite first: somebody named them, and in roster mode a founder whom nobody has delegated yet has no presence."""
+        return [*self.node.bootstrap, *(seen.peer for seen in self.neighbours.seen())]
 
     async def _furnish(self, rules: RunRules) -> None:
         assert self.roll is not None
@@ -333,8 +323,18 @@ class Session:
 
     # The trainer.
 
+    def _checked(self, checks: Checks) -> None:
+        try:
+            self.isolation.heard(checks)
+        except LocalFault as fault:
+            self._failed(fault)
+
     def _trainer_ready(self) -> None:
-        self._spawn(self._offer_all())
+        if self.isolation.required and not self.isolation.proven:
+            assert self.supervisor is not None
+            self.supervisor.refuse("the data side does not prove its box, and tapestryd.toml requires it ([sandbox])")
+        else:
+            self._spawn(self._offer_all())
 
     async def _offer_all(self) -> None:
         """Hand the trainer the whole base, beneath its local progress; with that it can begin. What of this progress is in the
@@ -375,6 +375,7 @@ class Session:
         self.feed(rounds.Trained(report.round))
 
     def _down(self) -> None:
+        self.isolation.forget()
         self.feed(rounds.TrainerDown())
 
     # Rounds.

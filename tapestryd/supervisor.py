@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from protocols import control
-from protocols.layout import Layout
 from protocols.trainer import (
     ALL_FRAGMENTS,
     Base,
@@ -34,7 +33,7 @@ from protocols.trainer import (
     Withhold,
 )  # fmt: skip
 from tapestryd.base import SharedBase
-from tapestryd.host.trainer import Trainer
+from tapestryd.host.trainer import Trainer, Work
 from tapestryd.host.witness import Witness
 
 log = logging.getLogger(__name__)
@@ -73,16 +72,17 @@ KEPT = {
 
 
 class Supervisor:
-    """`witness`: the file that remembers where the trainer's ledger is. `on_ready`: the trainer waits for a base. `on_stopped`: a
-    delta lies in `trainer.delta`, or was withheld. `on_down`: it is gone."""
+    """`witness`: the file that remembers where the trainer's ledger is. `on_checks`: what the data side's box holds. `on_ready`: the
+    trainer waits for a base. `on_stopped`: a delta lies in `trainer.delta`, or was withheld. `on_down`: it is gone."""
 
     def __init__(
-        self, layout: Layout, config: Path, run_dir: Path, witness: Path,
-        on_ready: Callable[[], None], on_stopped: Callable[[Delta | Withheld], None], on_down: Callable[[], None],
+        self, work: Work, where: Path, witness: Path,
+        on_checks: Callable[[Checks], None], on_ready: Callable[[], None], on_stopped: Callable[[Delta | Withheld], None],
+        on_down: Callable[[], None],
     ) -> None:  # fmt: skip
-        self._layout = layout
-        self._config = config
-        self._run_dir = run_dir
+        self._work = work
+        self._where = where
+        self._on_checks = on_checks
         self._on_ready = on_ready
         self._on_stopped = on_stopped
         self._on_down = on_down
@@ -94,7 +94,6 @@ class Supervisor:
         self.trainer: Trainer | None = None
         self.ready: Ready | None = None
         self.beat: Beat | None = None
-        self.checks: Checks | None = None
         self.heldout: control.Heldout | None = None
         self.fault = ""
         self.withheld = 0
@@ -128,6 +127,12 @@ class Supervisor:
 
         return await asyncio.to_thread(copied)
 
+    def refuse(self, why: str) -> None:
+        """Not this trainer; the next one may be better."""
+        self.fault = why
+        if self.trainer is not None:
+            self.trainer.close()
+
     def send(self, order: Order) -> None:
         if self.trainer is not None:
             self.trainer.send(order)
@@ -145,20 +150,20 @@ class Supervisor:
             self._ended.clear()
             began = loop.time()
             try:
-                self.trainer = await Trainer.start(
-                    self._layout, config=self._config, run_dir=self._run_dir, on_report=self._report, on_exit=self._exited
-                )
+                self.trainer = Trainer.start(self._work, self._where, on_report=self._report, on_exit=self._exited)
                 await self._ended.wait()
             except OSError as error:
-                self.fault = f"the trainer cannot be started: {error}"
+                self.fault = f"the data side does not listen at {self._where} ({error.strerror}); is tapestry-trainer.socket started?"
             pause = 1.0 if loop.time() - began > _PAUSE_MAX_S else pause
             log.warning("trainer ended: %s; again in %.0f s", self.fault or "no reason given", pause)
             await asyncio.sleep(pause)
             pause = min(2 * pause, _PAUSE_MAX_S)
             self.restarts += 1
 
-    def _exited(self, status: int) -> None:
-        if status and not self.fault:
+    def _exited(self, status: int | None) -> None:
+        if status is None and not self.fault:
+            self.fault = "the data side is gone, or no longer to be believed; its log may say why"
+        elif status and not self.fault:
             how = f"was killed by signal {-status}; out of memory?" if status < 0 else f"ended with status {status}; its log says why"
             self.fault = f"the trainer {how}"
         self.trainer = None
@@ -188,7 +193,7 @@ class Supervisor:
                 self._kept = f"the last delta was withheld: {KEPT[Withhold(report.reason)]}"
                 self._on_stopped(report)
             case Checks():
-                self.checks = report
+                self._on_checks(report)
             case Fault():
                 self.fault = SENTENCES[Code(report.code)]
 

@@ -54,7 +54,8 @@ def found(folder: Path, *options: str, config: dict[str, Any] = CONFIG) -> Path:
 
 
 class Peer:
-    """One daemon's folder, and its process while it runs. `namespace`: the network namespace to run in. `environment`: added to ours."""
+    """One daemon's folder, and its processes while it runs, boxed wherever this machine allows it. `namespace`: the network namespace
+    to run in. `environment`: added to ours."""
 
     def __init__(
         self, folder: Path, data: Sequence[Path], *, listen: str = "", namespace: str = "", environment: Mapping[str, str] | None = None
@@ -68,13 +69,14 @@ class Peer:
         (folder / "tapestryd.toml").write_text(
             f'schema_version = 1\n[node]\nname = "{folder.name}"\nstate_dir = "state"\n'
             f'[network]\nlisten = ["{listen or f"/ip4/127.0.0.1/tcp/{free_port()}"}"]\n'
-            '[trainer]\nconfig = "trainer.toml"\n[api]\nsocket = "api.sock"\n[dashboard]\nlisten = "127.0.0.1:0"\n[metrics]\nlisten = ""\n'
-            '[storage]\nmin_free = "10 MiB"\nsnapshot_every = 4\n'
+            '[trainer]\nconfig = "trainer.toml"\nsocket = "trainer.sock"\n[api]\nsocket = "api.sock"\n'
+            '[dashboard]\nlisten = "127.0.0.1:0"\n[metrics]\nlisten = ""\n'
+            '[storage]\nmin_free = "10 MiB"\nsnapshot_every = 4\n[sandbox]\nrequire = false\n'
         )
         (folder / "trainer.toml").write_text(
             f'schema_version = 1\n[data]\npaths = [{paths}]\n[compute]\nthreads = 1\ndevice = "cpu"\n'
             "[release]\nmin_steps = 1\nmin_examples = 1\nmax_per_hour = 100000\n"
-            '[evaluate]\ntokens = 2048\n[checkpoint]\ndir = "trainer"\nevery = "5s"\n'
+            '[evaluate]\ntokens = 2048\n[checkpoint]\ndir = "trainer"\nevery = "5s"\n[sandbox]\nrequire = false\n'
         )
 
     def start(self, join: str = "", *settings: str) -> "Peer":

@@ -5,7 +5,7 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
-from protocols.control import Averaging, Ban, Certificate, Heldout, Network, Peer, Run, Self, Status, Story, Traffic, Trainer
+from protocols.control import Averaging, Ban, Certificate, Heldout, Isolation, Network, Peer, Run, Self, Status, Story, Traffic, Trainer
 from tapestryd.config import Dashboard as Choices
 from tapestryd.errors import LocalFault
 from tapestryd.host.answers import Answers
@@ -39,7 +39,7 @@ STATUS = Status(
     averaging=Averaging(STORY, 60, 58),
     traffic=Traffic(120_000_000, 124_000_000, {}),
     refusals={},
-    isolation={},
+    isolation=Isolation(True, "namespaces", {"data.sockets": "held"}),
     peers=(
         Peer(OTHERS[0], "ornl", "", "training", 40, "cd" * 32, True, ("/ip4/192.0.2.8/tcp/31700",), 31.2, 4, 1.5, "0.1.0", 0.0),
         Peer(OTHERS[1], "森の計算機\x1b[31m", OTHERS[0], "syncing", 38, "ef" * 32, False, (), None, None, 4.0, "0.1.0", -7.4),

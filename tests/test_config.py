@@ -76,7 +76,10 @@ def test_paths_are_relative_to_their_file(tmp_path: Path) -> None:
 
 DAEMON_FAULTS = [
     ("[nod]\n", "[nod]: no such section; did you mean node?"),
-    ("[zzzzzzz]\n", "[zzzzzzz]: no such section; there are api, dashboard, log, metrics, network, node, run, storage, trainer, trust"),
+    (
+        "[zzzzzzz]\n",
+        "[zzzzzzz]: no such section; there are api, dashboard, log, metrics, network, node, run, sandbox, storage, trainer, trust",
+    ),
     ("node = 3\n", "node = 3: must be a section; write [node] on a line of its own"),
     ("state_dir = 3\n", "state_dir = 3: no such key outside a section; did you mean node.state_dir?"),
     ("[node]\nnam = 'x'\n", "node.nam = 'x': no such key; did you mean node.name?"),

@@ -16,7 +16,7 @@ OLD, NEW = (f"/ip4/10.0.0.{i}/tcp/1/p2p/{peer}" for i, peer in enumerate(list(CA
 
 
 def test_a_full_disk_costs_the_peers_last_seen_and_not_the_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    daemon = Daemon(DaemonConfig(), Notifier("", 0.0))
+    daemon = Daemon(DaemonConfig(), Notifier("", 0.0), "none", None)
     daemon._state = StateDir(tmp_path)
     daemon._state.current = str(Invite(RUN, (OLD,)))
 

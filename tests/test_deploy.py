@@ -11,8 +11,9 @@ import pytest
 from tapestryd.config import DaemonConfig, TrainerConfig, load_daemon, load_trainer, settings_of
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
-EXPOSURE = 20
-"""Tenths of the exposure level, 1.8 by systemd 252: the network, the GPU, and what the unit's last comment says."""
+UNITS = sorted(path.name for path in (DEPLOY / "systemd").iterdir())
+EXPOSURE = {"tapestryd.service": 15, "tapestry-trainer.service": 7}
+"""Tenths of the exposure level by systemd 252: the one has the network and what its last comment says, the other the GPU."""
 
 needs_analyze = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
 
@@ -31,29 +32,40 @@ def test_the_examples_hold_every_key_with_its_default_and_a_comment(name: str, c
 
 
 @needs_analyze
-def test_the_unit_is_sound(tmp_path: Path) -> None:
+def test_the_units_are_sound(tmp_path: Path) -> None:
     """Verified with a program that exists: on this machine ours may not be installed at that place."""
-    unit = tmp_path / "tapestryd.service"
-    unit.write_text((DEPLOY / "tapestryd.service").read_text().replace("/opt/tapestry/bin/tapestryd", "/bin/true"))
-    done = subprocess.run(["systemd-analyze", "verify", "--man=no", str(unit)], capture_output=True, text=True, check=False)
-    assert [line for line in done.stderr.splitlines() if "tapestryd" in line] == []
+    for name in UNITS:
+        text = re.sub(r"/opt/tapestry/bin/tapestry\S*|/usr/bin/nvidia-modprobe(?= )", "/bin/true", (DEPLOY / "systemd" / name).read_text())
+        (tmp_path / name).write_text(text)
+    words = ["systemd-analyze", "verify", "--man=no", *(str(tmp_path / name) for name in UNITS)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert [line for line in done.stderr.splitlines() if "tapestry" in line] == []
     assert done.returncode == 0
 
 
 @needs_analyze
-def test_the_unit_stays_hardened() -> None:
-    words = ["systemd-analyze", "security", "--offline=true", f"--threshold={EXPOSURE}", "--no-pager", str(DEPLOY / "tapestryd.service")]
+@pytest.mark.parametrize("unit", EXPOSURE)
+def test_the_units_stay_hardened(unit: str) -> None:
+    words = ["systemd-analyze", "security", "--offline=true", f"--threshold={EXPOSURE[unit]}", "--no-pager", str(DEPLOY / "systemd" / unit)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_unit_and_the_defaults_name_the_same_places() -> None:
-    unit = (DEPLOY / "tapestryd.service").read_text()
     daemon, trainer = DaemonConfig(), TrainerConfig()
-    assert "--config /etc/tapestry/tapestryd.toml" in unit
-    assert daemon.trainer.config == Path("/etc/tapestry/trainer.toml")
-    assert f"StateDirectory={daemon.node.state_dir.name} {trainer.checkpoint.dir.name}\n" in unit
-    assert f"RuntimeDirectory={daemon.api.socket.parent.name}\n" in unit
+    one, other = ((DEPLOY / "systemd" / name).read_text() for name in ("tapestryd.service", "tapestry-trainer.service"))
+    assert "--config /etc/tapestry/tapestryd.toml" in one
+    assert f"--config {daemon.trainer.config}" in other
+    assert f"StateDirectory={daemon.node.state_dir.name}\n" in one
+    assert f"StateDirectory={trainer.checkpoint.dir.name}\n" in other
+    assert f"InaccessiblePaths=-{trainer.checkpoint.dir} -{daemon.trainer.config}\n" in one
+    assert f"InaccessiblePaths=-{daemon.node.state_dir} -/etc/tapestry/tapestryd.toml\n" in other
+    assert f"BindReadOnlyPaths=-{trainer.data.paths[0]}\n" in other
+    for key, unit in (
+        (f"ListenStream={daemon.api.socket}", "tapestryd"),
+        (f"ListenSequentialPacket={daemon.trainer.socket}", "tapestry-trainer"),
+    ):
+        assert f"{key}\n" in (DEPLOY / "systemd" / f"{unit}.socket").read_text()
     made = (DEPLOY / "tmpfiles.d" / "tapestry.conf").read_text()
     assert f"d {trainer.data.paths[0]} " in made
 
@@ -66,6 +78,7 @@ def test_the_user_and_the_group(tmp_path: Path) -> None:
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "Creating user 'tapestry'" in done.stderr
+    assert "Creating user 'tapestry-train'" in done.stderr
     assert "Creating group 'tapestry-admin'" in done.stderr
 
 

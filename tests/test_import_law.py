@@ -18,10 +18,13 @@ ROOMS = {
         "protocols", "tapestryd.training", "tapestryd.errors", "torch", "numpy", "transformers", "tokenizers", "safetensors",
         "bitsandbytes", "pyarrow", "zstandard",
     },
-    "tapestryd.swarm": {"protocols", "tapestryd.swarm", "tapestryd.errors", "torch", "hivemind", "multiaddr"},
-    "tapestryd.host": {"protocols", "tapestryd.host", "tapestryd.training", "tapestryd.errors", "tapestryd.config", "tapestryd.settings",
-                       "tapestryd.__version__", "torch", "numpy", "transformers", "cryptography", "aiohttp", "prometheus_client",
-                       "pynvml"},
+    "tapestryd.child": set(),
+    "tapestryd.swarm": {
+        "protocols", "tapestryd.swarm", "tapestryd.child", "tapestryd.errors", "torch", "hivemind", "multiaddr",
+    },
+    "tapestryd.host": {"protocols", "tapestryd", "tapestryd.child", "tapestryd.host",
+                       "tapestryd.training", "tapestryd.errors", "tapestryd.config", "tapestryd.settings",
+                       "tapestryd.__version__", "torch", "numpy", "transformers", "cryptography", "aiohttp", "prometheus_client", "pynvml"},
     "tapestryd.config": {"protocols", "tapestryd.errors", "tapestryd.settings"},
     "tapestryd.settings": {"protocols", "tapestryd.errors", "tapestryd.host.hours", "multiaddr"},
     "tapestryd.host.hours": set(),
@@ -60,8 +63,9 @@ ENVIRONMENT = {
     "tapestryd.daemon": "hands it to logs and systemd",
     "tapestryd.cli": "the socket's default place, and NO_COLOR",
     "tapestryd.demo": "starts daemons",
-    "tapestryd.host.trainer": "what the data side inherits, where the caller gives nothing else",
-    "tapestryd.host.trainer_main": "the data side's own main",
+    "tapestryd.host.steward": "the data side's own main, and what of it trainers inherit",
+    "tapestryd.host.trainer_main": "a trainer's own main",
+    "tapestryd.warden": "hands it on to both sides",
 }
 
 

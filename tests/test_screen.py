@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from protocols.control import Averaging, Certificate, Missing, Network, Repaired, Silent, Status, Trainer
+from protocols.control import Averaging, Certificate, Isolation, Missing, Network, Repaired, Silent, Status, Trainer
 from tapestryd import screen
 from tests.scripted import BANS, IDLE, RUN, STATUS, STORY
 
@@ -27,7 +27,7 @@ AVERAGING = replace(
     refusals={"stale": 3, "bad_signature": 1},
     declined={"banned": 2},
     bans=1,
-    isolation={"enforced": False, "method": "none", "checks": {"no_network": True, "no_data": False}},
+    isolation=Isolation(False, "none", {"data.sockets": "held", "network.places": "open", "data.memory": "untried"}),
     averaging=replace(STATUS.averaging, last=replace(STORY, result="discarded", reason="coverage 0.40 where 0.50 is needed")),
 )
 PAUSED = replace(STATUS, state="paused", reasons=("user, until 18:00",))
@@ -39,6 +39,7 @@ GOLDEN = {
 tapestry 0.1.0 · aspen (12D3…pS2d) · up 3d 4h                             ● idle
 Run        none; join one with: tapestry run join INVITE
 Trainer    off
+Isolation  data ⟂ network enforced   by namespaces   1 of 1 checks held
 Swarm      0 peers present   reachable: unknown
 Averaging  no rounds yet
 Traffic    sent 0 B   received 0 B   since start
@@ -54,6 +55,7 @@ Why        no_peers: none of the 2 bootstrap addresses answers; check that port
 Run        tapestry-1b (abababab)   round 41   height 0   base cdcdcdcd
            local steps end in 3.0 s
 Trainer    waiting   cpu fp32 adamw   3 withheld
+Isolation  data ⟂ network enforced   by namespaces   1 of 1 checks held
 Swarm      0 peers present   reachable: unknown
 Averaging  no rounds yet
 Traffic    sent 114 MiB   received 118 MiB   since start
@@ -69,6 +71,7 @@ Run        tapestry-1b (abababab)   round 41   height 40   base cdcdcdcd
 Trainer    training   cuda:0 bf16 adamw8bit   21.3k tok/s   loss 2.914
            5.12k steps   10.5M tokens   20.0 GiB
 Learned    held-out loss 3.402 → 2.871   height 1 → 40   on 8.19k tokens
+Isolation  data ⟂ network enforced   by namespaces   1 of 1 checks held
 Swarm      2 peers present   reachable: yes   clock +12 ms
 Averaging  round 40 committed   2 peers   coverage 1.00   9.4 s
            58 of 60 rounds committed
@@ -89,7 +92,8 @@ Run        tapestry-1b (abababab)   round 41   height 40   base cdcdcdcd
 Trainer    training   cuda:0 bf16 adamw8bit   21.3k tok/s   loss 2.914
            5.12k steps   10.5M tokens   20.0 GiB
 Learned    held-out loss 3.402 → 2.871   height 1 → 40   on 8.19k tokens
-Isolation  enforced: no   method: none   checks: failed no_data
+Isolation  data ⟂ network PARTIAL   by none   1 of 3 checks held
+           open: network.places
 Swarm      2 peers present   reachable: yes   clock +12 ms
 Averaging  round 40 discarded: coverage 0.40 where 0.50 is needed   2 peers
            coverage 1.00   9.4 s   58 of 60 rounds committed
@@ -114,6 +118,7 @@ Run        tapestry-1b (abababab)   round 41   height 40   base cdcdcdcd
 Trainer    training   cuda:0 bf16 adamw8bit   21.3k tok/s   loss 2.914
            5.12k steps   10.5M tokens   20.0 GiB
 Learned    held-out loss 3.402 → 2.871   height 1 → 40   on 8.19k tokens
+Isolation  data ⟂ network enforced   by namespaces   1 of 1 checks held
 Swarm      2 peers present   reachable: yes   clock +12 ms
 Averaging  round 40 committed   2 peers   coverage 1.00   9.4 s
            58 of 60 rounds committed

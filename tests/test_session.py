@@ -12,12 +12,14 @@ import pytest
 
 from protocols import limits
 from protocols.rounds import CatchUpFailed, Event, Hindered
+from tapestryd import arrival
 from tapestryd import session as session_module
 from tapestryd.config import DaemonConfig, Storage, TrainerChoice
 from tapestryd.host.clock import now_ms
 from tapestryd.host.keys import Identity
 from tapestryd.host.store import RunStore
 from tapestryd.host.watch import Watch
+from tapestryd.isolation import Isolation
 from tapestryd.session import Session
 from tapestryd.swarm import draw
 from tapestryd.swarm import node as node_module
@@ -30,6 +32,8 @@ from tests.swarm.rooms import address, go, start, until
 from tests.swarm.test_lineage import drip, grown
 from tests.test_keeper import begin
 
+NO_BOX = Isolation("none", Path("/nowhere"), (), required=False)
+
 
 @asynccontextmanager
 async def session(
@@ -40,7 +44,7 @@ async def session(
     node = await start(person, folder, f"tapestry/1/{store.run_id}", [await address(other) for other in there])
     identity = Identity.load_or_make(folder / f"{person.name}.key")
     config = replace(DaemonConfig(), trainer=TrainerChoice(enabled=False), storage=Storage(min_free_bytes=min_free_bytes))
-    made = Session(config, identity, store, node, Watch(lambda: STATUS, now_ms), lambda _: None, failures.append)
+    made = Session(config, identity, store, node, NO_BOX, Watch(lambda: STATUS, now_ms), lambda _: None, failures.append)
     await made.start()
     try:
         yield made
@@ -90,7 +94,7 @@ def test_a_joiner_without_p2pd_ends(tmp_path: Path) -> None:
 
 
 def test_who_drips_the_rules_alone_does_so_until_others_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session_module, "_PATIENCE_S", 2.0)
+    monkeypatch.setattr(arrival, "_PATIENCE_S", 2.0)
     monkeypatch.setattr(draw, "SLOW_S", 0.5)
 
     async def work() -> None:

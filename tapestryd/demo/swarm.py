@@ -4,7 +4,6 @@ Daemons get their own session, so that Ctrl-C reaches only the demo, which then 
 so that none outlives a demo that was killed. Knows nothing of what the swarm achieves.
 """
 
-import ctypes
 import json
 import os
 import re
@@ -24,6 +23,7 @@ from pathlib import Path
 import tapestryd
 from protocols.refusal import Refused
 from protocols.rules import Invite
+from tapestryd.child import die_with_parent
 from tapestryd.client import Client
 from tapestryd.demo.regions import Region
 from tapestryd.errors import LocalFault
@@ -51,9 +51,6 @@ long as the mean delta. (A real run has thousands of rounds, and takes the defau
 
 STOP_S = 30.0
 """A daemon ends within this of SIGTERM, by its own word; what is left then is killed."""
-
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None)
 
 
 def windows(peers: int) -> tuple[int, int]:
@@ -84,7 +81,7 @@ class Swarm:
     """`start_founding`, then `start` the first with the founder's run.toml and the others with its invite; `stop` in the end."""
 
     def __init__(self, folder: Path, regions: Sequence[Region]) -> None:
-        """Writes every peer's configuration."""
+        """Writes every peer's configuration: boxed where this machine allows it, and shown all the same where it does not."""
         self.folder = folder
         self._sockets: Path | None = None
         self._environment = _environment()
@@ -128,30 +125,32 @@ class Swarm:
     def _furnish(self, region: Region, port: int) -> Daemon:
         folder = self.folder / "peers" / region.name
         folder.mkdir(parents=True, exist_ok=True)
-        address = folder / "api.sock"
-        if len(os.fsencode(address)) > SOCKET_PATH_BYTES:
+        api, trainer = folder / "api.sock", folder / "trainer.sock"
+        if len(os.fsencode(trainer)) > SOCKET_PATH_BYTES:
             self._sockets = self._sockets or Path(tempfile.mkdtemp(prefix="tapestry-demo-"))
-            address = self._sockets / f"{port}.sock"
+            api, trainer = self._sockets / f"{port}.sock", self._sockets / f"{port}-trainer.sock"
         _write(
             folder / "tapestryd.toml",
             f"schema_version = 1\n[node]\nname = {_quoted(region.name)}\nstate_dir = 'state'\n"
-            f"[network]\nlisten = ['/ip4/127.0.0.1/tcp/{port}']\n[trainer]\nconfig = 'trainer.toml'\n"
-            f"[api]\nsocket = {_quoted(str(address))}\n[dashboard]\nlisten = '127.0.0.1:0'\n[metrics]\nlisten = ''\n"
+            f"[network]\nlisten = ['/ip4/127.0.0.1/tcp/{port}']\n"
+            f"[trainer]\nconfig = 'trainer.toml'\nsocket = {_quoted(str(trainer))}\n[sandbox]\nrequire = false\n"
+            f"[api]\nsocket = {_quoted(str(api))}\n[dashboard]\nlisten = '127.0.0.1:0'\n[metrics]\nlisten = ''\n"
             "[log]\nformat = 'text'\n[storage]\nmin_free = '64 MiB'\n",
         )
         _write(
             folder / "trainer.toml",
             f"schema_version = 1\n[data]\npaths = [{_quoted(str(region.data))}]\n[compute]\ndevice = 'cpu'\nthreads = 1\n"
-            f"[release]\nmin_steps = 4\nmin_examples = 16\nmax_per_hour = 1000\n[checkpoint]\ndir = 'trainer'\n",
+            f"[release]\nmin_steps = 4\nmin_examples = 16\nmax_per_hour = 1000\n[checkpoint]\ndir = 'trainer'\n"
+            "[sandbox]\nrequire = false\n",
         )
-        return Daemon(region, folder, Client(address))
+        return Daemon(region, folder, Client(api))
 
     def _spawn(self, arguments: Sequence[str], log: Path) -> "subprocess.Popen[bytes]":
         with log.open("ab") as out:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", *arguments],
                 stdin=subprocess.DEVNULL, stdout=out, stderr=out,
-                env=self._environment, start_new_session=True, preexec_fn=_die_with(os.getpid()),
+                env=self._environment, start_new_session=True, preexec_fn=die_with_parent(signal.SIGTERM),
             )  # fmt: skip
         self._processes.append(process)
         return process
@@ -183,17 +182,6 @@ def last_words(log: Path, lines: int = 4) -> str:
         return "no log"
     said = [line.strip() for line in text.splitlines() if line.strip()]
     return " | ".join(said[-lines:]) or "it said nothing"
-
-
-def _die_with(parent: int) -> Callable[[], None]:
-    """In the child, before exec: SIGTERM when the demo ends, however it does."""
-
-    def arrange() -> None:
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it ended before we could ask
-            os._exit(143)
-
-    return arrange
 
 
 def _environment() -> dict[str, str]:

@@ -26,8 +26,10 @@ HOSTS = ("localhost", "tapestry")
 class Api:
     """Serves `routes` on one socket, from start to stop, in the running event loop."""
 
-    def __init__(self, routes: Sequence[Route], socket: Path) -> None:
+    def __init__(self, routes: Sequence[Route], socket: Path, listening: Socket | None = None) -> None:
+        """`listening`: one that somebody else has made at this path, and will remove."""
         self._path = socket
+        self._listening = listening
         app = web.Application(middlewares=[answer_faults, _guard], client_max_size=limits.CONTROL_BYTES, logger=logger)
         for route in documented(routes):
             app.router.add_route(route.method, route.path, route.serve)
@@ -37,8 +39,10 @@ class Api:
 
     async def start(self) -> None:
         """Raises ConfigFault, or Unavailable where another daemon answers."""
-        bound = control_socket.claim(self._path)
-        self._bound = (bound, self._path.lstat().st_ino)
+        bound = self._listening
+        if bound is None:
+            bound = control_socket.claim(self._path)
+            self._bound = (bound, self._path.lstat().st_ino)
         await self._runner.setup()
         protocol = self._runner.server
         assert protocol is not None

@@ -20,40 +20,37 @@ ADMINS = "tapestry-admin"
 _ANSWER_S = 1.0
 
 
-def claim(path: Path) -> socket.socket:
-    """A socket bound to `path`, mode 0660, not yet listening. Replaces a socket on which nobody answers.
+def claim(path: Path, key: str = "api.socket", kind: int = socket.SOCK_STREAM, mode: int = 0o660) -> socket.socket:
+    """A socket bound to `path`, which the setting `key` names, not yet listening. Replaces a socket on which nobody answers.
 
     The folder is made 0700 where it is missing. Raises ConfigFault or Unavailable.
     """
     if len(os.fsencode(path)) > SOCKET_PATH_BYTES:
-        raise ConfigFault(
-            f"api.socket = {str(path)!r}: longer than {SOCKET_PATH_BYTES} bytes, a bound of unix sockets; choose a shorter path"
-        )
+        raise ConfigFault(f"{key} = {str(path)!r}: longer than {SOCKET_PATH_BYTES} bytes, a bound of unix sockets; choose a shorter path")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _clear(path)
-        bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        _clear(path, key, kind)
+        bound = socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK)
         try:
             bound.bind(str(path))
-            path.chmod(0o660)  # before anybody can connect: it does not listen yet
-            with suppress(KeyError, PermissionError):
-                os.chown(path, -1, grp.getgrnam(ADMINS).gr_gid)
+            path.chmod(mode)  # before anybody can connect: it does not listen yet
+            if mode & 0o060:
+                with suppress(KeyError, PermissionError):
+                    os.chown(path, -1, grp.getgrnam(ADMINS).gr_gid)
         except BaseException:
             bound.close()
             raise
     except OSError as error:
-        raise ConfigFault(
-            f"api.socket = {str(path)!r}: cannot be made ({error.strerror}); choose a folder that this user may write"
-        ) from None
+        raise ConfigFault(f"{key} = {str(path)!r}: cannot be made ({error.strerror}); choose a folder that this user may write") from None
     return bound
 
 
-def _clear(path: Path) -> None:
+def _clear(path: Path, key: str, kind: int) -> None:
     """Remove a socket that a dead daemon left; refuse to touch anything else."""
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise ConfigFault(f"api.socket = {str(path)!r}: a file that is no socket lies there; move it away or choose another path")
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            raise ConfigFault(f"{key} = {str(path)!r}: a file that is no socket lies there; move it away or choose another path")
+        with socket.socket(socket.AF_UNIX, kind) as probe:
             probe.settimeout(_ANSWER_S)
             probe.connect(str(path))
     except FileNotFoundError:
@@ -63,7 +60,7 @@ def _clear(path: Path) -> None:
         return
     except TimeoutError:
         pass  # alive, and busy
-    raise Unavailable(f"another daemon answers on {path}; stop it, or give this one another api.socket")
+    raise Unavailable(f"another daemon answers on {path}; stop it, or give this one another {key}")
 
 
 def release(bound: socket.socket, path: Path, inode: int) -> None:

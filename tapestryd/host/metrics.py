@@ -92,8 +92,9 @@ def _node(status: Status) -> Iterator[Metric]:
     yield _gauges("reason", "1 for each reason of that state.", "reason", dict.fromkeys(status.reasons, 1))
     yield _gauge("health_messages", "Sentences about what is not well; 0 is good.", len(status.health))
     isolation = status.isolation
-    yield _gauge("isolation_enforced", "Whether data side and network side are kept apart by the system.", isolation.get("enforced", False))
-    yield _gauges("isolation_check", "1 for each check of the isolation that passed.", "check", isolation.get("checks", {}))
+    yield _gauge("isolation_enforced", "Whether data side and network side are kept apart by the system.", isolation.enforced)
+    held = {name: verdict == "held" for name, verdict in isolation.checks.items() if verdict != "untried"}
+    yield _gauges("isolation_check", "1 for each wall between them that held when it was last tried.", "check", held)
     if status.disk:
         yield _gauge("disk_free_bytes", "Free on the disk of the state directory.", status.disk.free_bytes)
         yield _gauge("disk_min_free_bytes", "With less, no round is begun.", status.disk.min_free_bytes)

@@ -25,12 +25,15 @@ from tapestryd.host.channel import Channel, Shared
 from tapestryd.host.checkpoint import Checkpoint
 from tapestryd.host.device import memory_bytes
 from tapestryd.host.ledger import Ledger
+from tapestryd.host.probes import Walls
 from tapestryd.host.release import Behind, fresh_noise, veil, verdict
 from tapestryd.training.diloco import Replica
 
 log = logging.getLogger(__name__)
 
 BEAT_S = 0.5
+IDLE_S = 60.0
+"""Without an order, this long until the walls are looked at."""
 SKIPS_MAX = 10
 """So many steps in a row without a finite loss and gradient end the trainer."""
 
@@ -92,10 +95,11 @@ class Session:
     """`run` until QUIT. Changes the replica, the delta vector, the checkpoint and the ledger."""
 
     def __init__(
-        self, channel: Channel, shared: Shared, layout: Layout, replica: Replica, checkpoint: Checkpoint, ledger: Ledger, choices: Choices
-    ) -> None:
+        self, channel: Channel, shared: Shared, layout: Layout, replica: Replica, checkpoint: Checkpoint, ledger: Ledger,
+        walls: Walls, choices: Choices,
+    ) -> None:  # fmt: skip
         self._channel, self._shared, self._layout = channel, shared, layout
-        self._replica, self._checkpoint, self._ledger, self._choices = replica, checkpoint, ledger, choices
+        self._replica, self._checkpoint, self._ledger, self._walls, self._choices = replica, checkpoint, ledger, walls, choices
         self._totals = Totals([Mark()] * layout.fragments)
         self._training: Train | None = None
         self._based = self._dirty = False
@@ -112,10 +116,13 @@ class Session:
     def run(self) -> None:
         """Raises Trouble, Refused (a packet that is no order) and whatever torch raises. No checkpoint is written then."""
         while True:
-            order = self._channel.receive(block=self._training is None)
+            order = self._channel.receive(0 if self._training else IDLE_S)
+            if tried := self._walls.due():
+                self._channel.send(tried)
             match order:
                 case None:
-                    self._step()
+                    if self._training:
+                        self._step()
                 case Base():
                     self._adopt(order)
                 case Train():

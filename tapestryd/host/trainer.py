@@ -1,19 +1,19 @@
-"""The daemon's end of the trainer: start the data-side process, share two vectors, pass orders and reports.
+"""The daemon's end of the trainer: open a channel, share two vectors, pass orders and reports.
 
-Never imports torch: vectors are numpy views of memfds. Everything the trainer sends is checked as if it were
-hostile; what is no report ends it. Restarting, and what a report means, are the caller's.
+The process at the other end is not ours: whoever listens at the socket (a steward) starts it, in a box of its own, and ends it when the
+channel closes. Never imports torch: vectors are numpy views of memfds. Everything the trainer sends is checked as if it were
+hostile; what is no report closes the channel. Beginning anew, and what a report means, are the caller's.
 """
 
 import asyncio
+import errno
 import fcntl
 import mmap
 import os
-import signal
 import socket
-import subprocess
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,30 +21,40 @@ from numpy.typing import NDArray
 
 from protocols.layout import Layout
 from protocols.refusal import Reason, Refused
-from protocols.trainer import ABI, SIZE, Beat, Checks, Delta, Evaluated, Fault, Hello, Order, Quit, Ready, Report, Withheld, pack, unpack
+from protocols.trainer import (
+    ABI,
+    SIZE,
+    Ended,
+    Hello,
+    Order,
+    Quit,
+    Ready,
+    Report,
+    pack,
+    unpack,
+)  # fmt: skip
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-
-_NAMES = {"PATH", "HOME", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV"}
-_PREFIXES = (
-    "LC_", "PYTHON", "TAPESTRY_TRAINER_", "OMP_", "MKL_", "KMP_", "OPENBLAS_", "CUDA_", "NVIDIA_", "ROCR_", "HIP_", "HSA_",
-    "PYTORCH_", "TORCH_", "BNB_",
-)  # fmt: skip
+_F_SEAL_FUTURE_WRITE = 0x10
+"""Whoever has mapped it for writing may go on; nobody else may begin (Linux 5.1)."""
+_MFD_NOEXEC_SEAL = 0x8
+"""Cannot be executed, nor made so (Linux 6.3; older ones do not know it)."""
 
 _BURST = 64
 """Reports read in one turn of the loop, so that a flooding trainer cannot hold it."""
 
-_TEARDOWN_S = 10.0
-"""A trainer that has closed the channel and is still there after this long is killed."""
 
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a trainer is for. `rules`: canonical JSON. `tokenizer`: the run's tokenizer.json; empty for bytes."""
 
-def environment_of(environ: Mapping[str, str]) -> dict[str, str]:
-    """What of `environ` a trainer gets: paths, language, the numeric libraries' knobs, its own settings; no secrets."""
-    return {name: value for name, value in environ.items() if name in _NAMES or name.startswith(_PREFIXES)}
+    layout: Layout
+    rules: bytes
+    tokenizer: bytes
 
 
 class Trainer:
-    """One running trainer process. Use `start`. `params` and `delta` stay readable after its end.
+    """One channel to a trainer. Use `start`. `params` and `delta` stay readable after its end.
 
     `params` (n,) float32: ours to write, before a BASE. `delta` (n,) float32: the trainer's; copy, then validate.
     """
@@ -52,125 +62,121 @@ class Trainer:
     params: NDArray[np.float32]
     delta: NDArray[np.float32]
 
-    def __init__(self, elements: int, on_report: Callable[[Report], None], on_exit: Callable[[int], None]) -> None:
+    def __init__(self, elements: int, on_report: Callable[[Report], None], on_exit: Callable[[int | None], None]) -> None:
         self._elements, self._on_report, self._on_exit = elements, on_report, on_exit
         self._loop = asyncio.get_running_loop()
         self._socket: socket.socket
-        self._process: subprocess.Popen[bytes]
-        self._pidfd: int
+        self._status: int | None = None
         self._ended = asyncio.Event()
 
     @classmethod
-    async def start(
-        cls, layout: Layout, *, config: Path, run_dir: Path, on_report: Callable[[Report], None], on_exit: Callable[[int], None],
-        environment: Mapping[str, str] | None = None,
-    ) -> "Trainer":  # fmt: skip
-        """Spawn `tapestry-trainer` and send HELLO; READY comes later, by `on_report`.
+    def start(cls, work: Work, where: Path, *, on_report: Callable[[Report], None], on_exit: Callable[[int | None], None]) -> "Trainer":
+        """Connect to the socket at `where` and send HELLO; READY comes later, by `on_report`.
 
-        `on_exit` is called exactly once, after the last report, with the exit status (negative: minus the signal), also
-        after `stop`. Both run in this loop and must not raise. `environment`: what `environment_of` picks from; None is
-        ours. Raises OSError when there is no memory, descriptor or process to be had; nothing is left behind then.
+        `on_exit` is called exactly once, after the last report, with the trainer's exit status (negative: minus the signal; None: it
+        is not known, as the channel was lost or closed), also after `stop`. Both run in this loop and must not raise.
+        Raises OSError when nobody listens, or there is no memory or descriptor to be had; nothing is left behind then.
         """
-        trainer = cls(layout.elements, on_report, on_exit)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        vectors: list[int] = []
+        trainer = cls(work.layout.elements, on_report, on_exit)
+        ours = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        shared: list[int] = []
         try:
-            ours.setblocking(False)
-            for name in ("params", "delta"):
-                vectors.append(os.memfd_create(f"tapestry-{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
-            trainer.params, trainer.delta = (_share(vector, 4 * layout.elements) for vector in vectors)
-            hello = Hello(ABI, layout.fragments, layout.elements, bytes.fromhex(layout.digest()))
-            socket.send_fds(ours, [pack(hello)], vectors)
-            command = [sys.executable, "-P", "-m", "tapestryd.host.trainer_main"]
-            command += ["--config", str(config), "--run", str(run_dir), "--channel", str(theirs.fileno())]
-            trainer._process = _spawn(command, theirs.fileno(), environment_of(os.environ if environment is None else environment))
-            trainer._pidfd = os.pidfd_open(trainer._process.pid)
+            ours.connect(str(where))
+            shared.append(_memory("params", 4 * work.layout.elements))
+            trainer.params = _mapped(shared[0])
+            fcntl.fcntl(shared[0], fcntl.F_ADD_SEALS, _SEALS | _F_SEAL_FUTURE_WRITE)
+            shared.append(_memory("delta", 4 * work.layout.elements))
+            trainer.delta = _mapped(shared[1])
+            fcntl.fcntl(shared[1], fcntl.F_ADD_SEALS, _SEALS)
+            for name, content in (("rules", work.rules), ("tokenizer", work.tokenizer)):
+                shared.append(_memory(name, len(content)))
+                os.pwrite(shared[-1], content, 0)
+                fcntl.fcntl(shared[-1], fcntl.F_ADD_SEALS, _SEALS | fcntl.F_SEAL_WRITE)
+            hello = Hello(ABI, work.layout.fragments, work.layout.elements, bytes.fromhex(work.layout.digest()))
+            socket.send_fds(ours, [pack(hello)], shared)
         except BaseException:
             ours.close()
             raise
         finally:
-            theirs.close()
-            for vector in vectors:
-                os.close(vector)
+            for descriptor in shared:
+                os.close(descriptor)
         trainer._socket = ours
-        trainer._loop.add_reader(ours.fileno(), trainer._read, _BURST)
-        trainer._loop.add_reader(trainer._pidfd, trainer._over)
+        trainer._loop.add_reader(ours.fileno(), trainer._read)
         return trainer
 
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
     def send(self, order: Order) -> None:
-        """Never blocks. A trainer that left some 200 orders unread is killed: it is stuck. One that is gone hears nothing."""
+        """Never blocks. A trainer that left some 200 orders unread is stuck: the channel closes. One that is gone hears nothing."""
         try:
             self._socket.send(pack(order))
         except BlockingIOError:
-            self._process.kill()
+            self.close()
         except OSError:
             pass  # closed or reset: `on_exit` tells
 
     async def stop(self, timeout_s: float) -> None:
-        """QUIT, so that it writes its checkpoint; SIGTERM after `timeout_s`, SIGKILL after as long again. Returns when the
-        process is gone and `on_exit` has run. Idempotent."""
+        """QUIT, so that it writes its checkpoint; after `timeout_s` the channel closes, and its steward sees to its end. Returns when
+        `on_exit` has run. Idempotent."""
         self.send(Quit())
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._ended.wait(), timeout_s)
-                return
-            self._process.send_signal(number)
-        await self._ended.wait()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._ended.wait(), timeout_s)
+        self.close()
 
-    def _read(self, most: int) -> None:
-        """Pass on the reports that have come, at most so many."""
-        for _ in range(most):
+    def close(self) -> None:
+        """Hear no more of it. Idempotent."""
+        if self._ended.is_set():
+            return
+        self._loop.remove_reader(self._socket.fileno())
+        self._socket.close()
+        self._ended.set()
+        self._on_exit(self._status)
+
+    def _read(self) -> None:
+        """Pass on the reports that have come, so many at most."""
+        for _ in range(_BURST):
             try:
                 packet = self._socket.recv(SIZE + 1)
                 report = self._checked(packet) if packet else None
             except BlockingIOError:
                 return
             except ConnectionResetError:
-                continue  # it ended with orders unread; what it had sent before can still be read behind this error
-            except Refused:
-                self._loop.remove_reader(self._socket.fileno())
-                self._process.kill()  # not to be believed any more
+                continue  # it ended with orders unread; what had been sent before can still be read behind this error
+            except Refused:  # not to be believed any more
+                report = None
+            if report is None:
+                self.close()
                 return
-            if report is None:  # it ends, or has ended; torch may take a second to be torn down
-                self._loop.remove_reader(self._socket.fileno())
-                self._loop.call_later(_TEARDOWN_S, self._process.kill)
+            if isinstance(report, Ended):
+                self._status = report.status
+            else:
+                self._on_report(report)
+            if self._ended.is_set():  # whoever heard it closed us
                 return
-            self._on_report(report)
 
     def _checked(self, packet: bytes) -> Report:
         report = unpack(packet)
-        if not isinstance(report, Ready | Beat | Delta | Withheld | Evaluated | Checks | Fault):
+        if not isinstance(report, Report):
             raise Refused(Reason.MALFORMED, f"a {type(report).__name__} is no report")
         if isinstance(report, Ready) and (report.abi, report.elements) != (ABI, self._elements):
             raise Refused(Reason.MALFORMED, "READY of another ABI or vector")
         return report
 
-    def _over(self) -> None:
-        """The process has ended."""
-        self._loop.remove_reader(self._pidfd)
-        os.close(self._pidfd)
-        status = self._process.wait()
-        if self._loop.remove_reader(self._socket.fileno()):
-            self._read(4 * _BURST)  # its last words, FAULT among them, may still lie in the socket
-        self._socket.close()
-        self._ended.set()
-        self._on_exit(status)
+
+def _memory(name: str, size: int) -> int:
+    """A memfd of `size` zeros, not sealed yet. Raises OSError."""
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    try:
+        made = os.memfd_create(f"tapestry-{name}", flags | _MFD_NOEXEC_SEAL)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        made = os.memfd_create(f"tapestry-{name}", flags)
+    try:
+        os.ftruncate(made, size)
+    except BaseException:
+        os.close(made)
+        raise
+    return made
 
 
-def _spawn(command: list[str], channel: int, environment: dict[str, str]) -> "subprocess.Popen[bytes]":
-    """The child holds its standard streams and `channel`, nothing else. Not by the loop: uvloop 0.23 passes on every
-    inheritable descriptor when there are pass_fds. Takes milliseconds."""
-    return subprocess.Popen(
-        command, pass_fds=(channel,), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment
-    )  # fmt: skip
-
-
-def _share(descriptor: int, size: int) -> NDArray[np.float32]:
-    """Size and seal a memfd and map it → (size / 4,) float32, zeros."""
-    os.ftruncate(descriptor, size)
-    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
-    return np.frombuffer(mmap.mmap(descriptor, size), "<f4")
+def _mapped(descriptor: int) -> NDArray[np.float32]:
+    return np.frombuffer(mmap.mmap(descriptor, os.fstat(descriptor).st_size), "<f4")

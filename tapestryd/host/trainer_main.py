@@ -1,10 +1,9 @@
-"""`tapestry-trainer`: the data side. Reads private text, trains, and speaks to the daemon in fixed structs only.
+"""The trainer: reads private text, trains, and speaks to the daemon in fixed structs only.
 
-    tapestry-trainer --config trainer.toml --run DIR --channel FD
+    python -m tapestryd.host.trainer_main --config trainer.toml --channel FD
 
-DIR holds rules.json (canonical run rules) and, where they name one, tokenizer.json. FD is an inherited SOCK_SEQPACKET
-socket. Started by the daemon, not by people. What goes wrong crosses the channel as a code; its sentence goes to
-standard error here, because a sentence can quote the data. Exit codes: 0 after QUIT, EOF or SIGTERM; 78 after FAULT.
+FD is an inherited SOCK_SEQPACKET socket. Started by the steward, not by people. What goes wrong crosses the channel as a code; its
+sentence goes to standard error here, because a sentence can quote the data. Exit codes: 0 after QUIT, EOF or SIGTERM; 78 after FAULT.
 """
 
 import argparse
@@ -28,8 +27,9 @@ from protocols.rules import RunRules
 from protocols.trainer import ABI, Code, Fault, Precision, Ready
 from tapestryd.config import TrainerConfig
 from tapestryd.errors import ConfigFault, DiskFull, LocalFault, Unavailable
-from tapestryd.host.channel import Channel, Shared, share
+from tapestryd.host.channel import Channel, Shared, content, share
 from tapestryd.host.clock import now_ms
+from tapestryd.host.probes import Walls
 
 log = logging.getLogger(__name__)
 
@@ -42,25 +42,24 @@ class _Over(Exception):
 
 def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; what it means is the daemon's to say
-    parser = argparse.ArgumentParser(prog="tapestry-trainer", description="The data side of tapestryd; the daemon starts it.")
+    parser = argparse.ArgumentParser(prog="trainer_main", description="One trainer; tapestry-trainer starts it.")
     parser.add_argument("--config", type=Path, required=True, help="this machine's trainer.toml")
-    parser.add_argument("--run", type=Path, required=True, help="folder with rules.json and tokenizer.json")
     parser.add_argument("--channel", type=int, required=True, help="descriptor of the socket to the daemon")
     chosen = parser.parse_args()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="trainer: %(message)s")
     try:
         channel = Channel(socket.socket(fileno=chosen.channel))
     except OSError:
-        log.error("descriptor %d is no socket; the daemon starts tapestry-trainer, people do not", chosen.channel)
+        log.error("descriptor %d is no socket; tapestry-trainer starts this, people do not", chosen.channel)
         return FAULT_EXIT
     signal.signal(signal.SIGTERM, lambda number, frame: channel.close_inbound())
-    return serve(channel, chosen.config, chosen.run)
+    return serve(channel, chosen.config)
 
 
-def serve(channel: Channel, config_file: Path, folder: Path) -> int:
+def serve(channel: Channel, config_file: Path) -> int:
     """The trainer's whole life on an open channel → exit code. Sends FAULT where one ends it."""
     try:
-        _run(channel, config_file, folder)
+        _run(channel, config_file)
         return 0
     except _Over:
         return 0
@@ -71,26 +70,38 @@ def serve(channel: Channel, config_file: Path, folder: Path) -> int:
     return FAULT_EXIT
 
 
-def _run(channel: Channel, config_file: Path, folder: Path) -> None:
-    with _blame(Code.CHANNEL):
-        greeting = channel.hello()
-        if greeting is None:
-            raise _Over
-    with _blame(Code.CONFIG):
-        from tapestryd.config import load_trainer
-
-        config = load_trainer(config_file, os.environ, {})
-        rules = _rules(folder / "rules.json")
-    with _blame(Code.LAYOUT):
-        shared = share(*greeting, rules.layout())
-    threads = config.compute.threads or max(1, len(os.sched_getaffinity(0)) - 1)
-    # Both are read when the libraries are first imported, which is below.
-    os.environ.update(OMP_NUM_THREADS=str(threads), HF_HUB_OFFLINE="1")
+def _run(channel: Channel, config_file: Path) -> None:
     with ExitStack() as held:
-        _train(channel, shared, config, rules, folder, threads, held)
+        with _blame(Code.CHANNEL):
+            greeting = channel.hello()
+            if greeting is None:
+                raise _Over
+            hello, descriptors = greeting
+            for descriptor in descriptors:
+                held.callback(os.close, descriptor)
+            rules = RunRules.from_json(loads(content(descriptors[2], limits.RULES_BYTES), limits.RULES_BYTES))
+            vocabulary = content(descriptors[3], limits.TOKENIZER_BYTES)
+        with _blame(Code.CONFIG):
+            from tapestryd.config import load_trainer
+
+            config = load_trainer(config_file, os.environ, {})
+        with _blame(Code.ISOLATION):
+            walls = Walls(
+                channel.peer(), channel.fileno(), frozenset(descriptors), config.data.paths, config.sandbox.require, time.monotonic
+            )
+            if tried := walls.due():
+                channel.send(tried)
+        with _blame(Code.LAYOUT):
+            shared = share(hello, descriptors[:2], rules.layout())
+        threads = config.compute.threads or max(1, len(os.sched_getaffinity(0)) - 1)
+        # Both are read when the libraries are first imported, which is below.
+        os.environ.update(OMP_NUM_THREADS=str(threads), HF_HUB_OFFLINE="1")
+        _train(channel, shared, config, rules, vocabulary, walls, threads, held)
 
 
-def _train(channel: Channel, shared: Shared, config: TrainerConfig, rules: RunRules, folder: Path, threads: int, held: ExitStack) -> None:
+def _train(
+    channel: Channel, shared: Shared, config: TrainerConfig, rules: RunRules, vocabulary: bytes, walls: Walls, threads: int, held: ExitStack
+) -> None:
     """Build everything, say READY, and follow orders. `held` gets what must be let go at the end."""
     import torch
     from transformers.utils import logging as hub_logging
@@ -102,7 +113,7 @@ def _train(channel: Channel, shared: Shared, config: TrainerConfig, rules: RunRu
     from tapestryd.training.data import open_corpus
     from tapestryd.training.diloco import Replica, Where
     from tapestryd.training.model import fits, fresh
-    from tapestryd.training.text import Bytes, FromFile
+    from tapestryd.training.text import Bytes, FromJson
 
     def alive() -> None:
         if channel.closing():
@@ -115,7 +126,9 @@ def _train(channel: Channel, shared: Shared, config: TrainerConfig, rules: RunRu
         choice = choose(config.compute.device, config.compute.precision)
     log.info("device: %s; threads=%d", choice.why, threads)
     with _blame(Code.TOKENIZER):
-        tokenizer = Bytes() if rules.tokenizer.kind == "bytes" else FromFile(_tokenizer(folder, rules), _end(rules.model.config))
+        if hashlib.sha256(vocabulary).hexdigest() != (rules.tokenizer.digest or hashlib.sha256(b"").hexdigest()):
+            raise ConfigFault("the tokenizer that came from the network side is not the run rules'")
+        tokenizer = FromJson(vocabulary, _end(rules.model.config)) if vocabulary else Bytes()
     with _blame(Code.CONFIG):
         checkpoint = Checkpoint(config.checkpoint.dir, rules.run_id, waiting=alive)
         held.callback(checkpoint.close)
@@ -145,29 +158,9 @@ def _train(channel: Channel, shared: Shared, config: TrainerConfig, rules: RunRu
         rules.run_id, inner.sequences * inner.tokens, inner.sequences, config.evaluate, config.release, config.checkpoint.every_s,
         time.monotonic,
     )  # fmt: skip
-    session = Session(channel, shared, layout, replica, checkpoint, ledger, choices)
+    session = Session(channel, shared, layout, replica, checkpoint, ledger, walls, choices)
     channel.send(Ready(ABI, layout.elements, int(choice.kind), int(choice.precision), int(replica.optimizer.kind)))
     session.run()
-
-
-def _rules(file: Path) -> RunRules:
-    try:
-        return RunRules.from_json(loads(file.read_bytes(), limits.RULES_BYTES))
-    except OSError as error:
-        raise ConfigFault(f"{file}: {error.strerror}") from None
-
-
-def _tokenizer(folder: Path, rules: RunRules) -> Path:
-    """The run's tokenizer.json, digest checked."""
-    file = folder / "tokenizer.json"
-    try:
-        with file.open("rb") as content:
-            found = hashlib.file_digest(content, "sha256").hexdigest()
-    except OSError as error:
-        raise ConfigFault(f"{file}: {error.strerror}") from None
-    if found != rules.tokenizer.digest:
-        raise ConfigFault(f"{file}: digest {found[:12]}…, the run rules say {rules.tokenizer.digest[:12]}…")
-    return file
 
 
 def _end(config: str) -> int | None:

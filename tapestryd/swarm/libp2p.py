@@ -6,7 +6,6 @@ sockets in a private folder, an empty environment, and death with its parent (de
 """
 
 import asyncio
-import ctypes
 import shutil
 import signal
 import tempfile
@@ -20,11 +19,11 @@ from typing import Any
 from hivemind.p2p import P2P, P2PContext, PeerID
 from hivemind.utils.multiaddr import Multiaddr
 
+from tapestryd.child import die_with_parent
 from tapestryd.errors import Unavailable
 from tapestryd.swarm.line import Line
 from tapestryd.swarm.meter import Meter
 
-_PR_SET_PDEATHSIG = 1
 _START_S = 20.0
 
 
@@ -66,7 +65,7 @@ class Libp2p:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
                 env={"HOME": str(folder), "GOLOG_LOG_LEVEL": "error"},
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent(signal.SIGKILL),
                 start_new_session=True,
             )
         assert process.stdout is not None
@@ -157,14 +156,6 @@ def _folder(identity: Path) -> Path:
     for leftover in Path(tempfile.gettempdir()).glob(prefix + "*"):
         shutil.rmtree(leftover, ignore_errors=True)
     return Path(tempfile.mkdtemp(prefix=prefix))
-
-
-_libc = ctypes.CDLL(None)
-
-
-def _die_with_parent() -> None:
-    """In the child, before exec: no p2pd without its daemon, however that ended."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _why(said: bytes, listen: Sequence[str]) -> str:

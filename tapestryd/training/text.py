@@ -81,16 +81,16 @@ class Bytes:
         return np.frombuffer(text.encode("utf-8", "replace"), np.uint8).astype(np.uint32)
 
 
-class FromFile:
-    """A tokenizer.json. `end`: the configuration's eos_token_id, or the first well-known end token of the vocabulary."""
+class FromJson:
+    """What a tokenizer.json holds. `end`: the configuration's eos_token_id, or the first well-known end token of the vocabulary."""
 
-    def __init__(self, path: Path, end: int | None) -> None:
+    def __init__(self, content: bytes, end: int | None) -> None:
         """Raises TokenizerFault."""
+        self.digest = hashlib.sha256(content).hexdigest()
         try:
-            self.digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+            self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
         except Exception as error:  # tokenizers raises plain Exception
-            raise TokenizerFault(f"{path}: no tokenizer: {' '.join(str(error).split())[:200]}") from None
+            raise TokenizerFault(f"no tokenizer.json: {' '.join(str(error).split())[:200]}") from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self.size = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
@@ -98,7 +98,7 @@ class FromFile:
         found = (self._tokenizer.token_to_id(token) for token in known)
         chosen = end if end is not None else next((token for token in found if token is not None), None)
         if chosen is None or not 0 <= chosen < self.size:
-            raise TokenizerFault(f"{path}: no end-of-document token; the model's config needs an eos_token_id below {self.size}")
+            raise TokenizerFault(f"the tokenizer has no end-of-document token; the model's config needs an eos_token_id below {self.size}")
         self.end = chosen
 
     def encode(self, text: str) -> Ids:

@@ -40,6 +40,8 @@ class Machine(Peer):
         )  # fmt: skip
         self._disk = f"tapdisk{lan.number}-{number}"
         self.shift(0)
+        with (folder / "tapestryd.toml").open("a") as config:  # its last section is [sandbox]
+            config.write(f"read = {json.dumps([str(clock), str(self._shift)])}\n")
         self._frozen: list[int] = []
         self._set_aside = 0
         unmount(self._disk)
@@ -48,8 +50,10 @@ class Machine(Peer):
 
     @property
     def pid(self) -> int:
+        """The network side's: the first child of the process that we started."""
         assert self.process is not None
-        return self.process.pid
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return int(children[0]) if children else self.process.pid
 
     @property
     def run(self) -> Path:

@@ -27,6 +27,7 @@ from protocols.trainer import (
     Beat,
     Checks,
     Delta,
+    Ended,
     Evaluated,
     Fault,
     Hello,
@@ -50,7 +51,7 @@ from tapestryd.host.store import RunStore, StateDir
 from tapestryd.host.trainer_main import _end
 from tapestryd.training.data import _indexed
 from tapestryd.training.model import bytes_tokenizer, read_config
-from tapestryd.training.text import END, Bytes, FromFile, tokens_of
+from tapestryd.training.text import END, Bytes, FromJson, tokens_of
 from tests.fuzz.target import Target
 from tests.fuzz.wire import ADA, BO, line
 from tests.people import MEMBERS, RULES, RUN, in_roster_mode
@@ -84,7 +85,7 @@ def _packets() -> list[bytes]:
         for message in (
             Hello(2, 4, 1 << 30, bytes(range(32))), Base(7, 0xFFFF, True), Train(8, 7), Stop(8, 0), Quit(), Ready(2, 1 << 30, 1, 1, 0),
             Beat(5120, 1 << 22, 3.25, 900.5, 1 << 33, 2.5, 3), Delta(8, 0, 500, 1 << 16, 2000, 3.0, 0.125, 9, bytes(range(32))),
-            Evaluated(7, 3.5, 8192), Fault(8), Withheld(8, 0, 1), Checks(0b1011, 0b100), Rest(),
+            Evaluated(7, 3.5, 8192), Fault(8), Withheld(8, 0, 1), Checks(0b1011, 0b100, 77), Rest(), Ended(-9),
         )
     ]  # fmt: skip
 
@@ -266,7 +267,7 @@ def _identity(data: bytes) -> None:
 
 
 def _tokenizer(data: bytes) -> None:
-    found = FromFile(_file("tokenizer.json", data), 256)
+    found = FromJson(data, 256)
     ids = found.encode("A plain sentence, 织物 \ud800\n\x00 of 12 words.")
     assert 0 <= found.end < found.size
     assert all(0 <= token < found.size for token in ids)

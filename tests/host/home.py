@@ -28,7 +28,8 @@ FREE = "min_steps = 0\nmin_examples = 0\nmax_per_hour = 100000\n"
 
 
 class Home:
-    """`config` and `run`: what a trainer is started with; real text under `data`. `release`: the section of that name."""
+    """`config`: what a trainer is started with; real text under `data`. `release`: the section of that name. No box: here both sides are
+    one process, or its child."""
 
     def __init__(
         self, root: Path, made: RunRules | None = None, *, evaluate: int = 1, every: str = "60s", release: str = FREE
@@ -36,15 +37,14 @@ class Home:
         self._release = release
         self.rules = made or rules()
         self.layout: Layout = self.rules.layout()
-        self.run, self.data, self.checkpoints = root / "run", root / "data", root / "checkpoints"
-        self.config = root / "trainer.toml"
-        self.run.mkdir()
-        (self.run / "rules.json").write_bytes(self.rules.canonical())
+        self.data, self.checkpoints = root / "data", root / "checkpoints"
+        self.config, self.socket = root / "trainer.toml", root / "trainer.sock"
+        self.tokenizer = b""
         write_text(self.data)
         self.write(f'[checkpoint]\ndir = "{self.checkpoints}"\nevery = "{every}"\n[evaluate]\nevery = {evaluate}\ntokens = 640\n')
 
     def write(self, rest: str) -> None:
-        machine = f'[data]\npaths = ["{self.data}"]\n[compute]\nthreads = 1\ndevice = "cpu"\n'
+        machine = f'[data]\npaths = ["{self.data}"]\n[compute]\nthreads = 1\ndevice = "cpu"\n[sandbox]\nrequire = false\n'
         self.config.write_text(f"schema_version = 1\n{machine}[release]\n{self._release}{rest}")
 
     @property
@@ -68,18 +68,24 @@ class Daemon:
         self._thread = threading.Thread(target=self._serve)
         self._thread.start()
 
-    def hello(self, hello: Hello | None = None, *, vectors: int = 2, seals: int = SEALS, elements: int | None = None) -> None:
-        """Send HELLO with this many memfds; then `params` and `delta` are mapped."""
-        made = [os.memfd_create("v", os.MFD_ALLOW_SEALING) for _ in range(vectors)]
-        for vector in made:
+    def hello(
+        self, hello: Hello | None = None, *, count: int = 4, seals: int = SEALS, elements: int | None = None,
+        rules: bytes | None = None, final: int = SEALS | fcntl.F_SEAL_WRITE,
+    ) -> None:  # fmt: skip
+        """Send HELLO with the first `count` of params, delta, rules, tokenizer (more: once more the last); then `params` and `delta` are
+        mapped."""
+        made = [os.memfd_create("v", os.MFD_ALLOW_SEALING) for _ in range(4)]
+        for vector in made[:2]:
             os.ftruncate(vector, 4 * (elements or self.home.layout.elements))
             fcntl.fcntl(vector, fcntl.F_ADD_SEALS, seals)
-        maps: list[NDArray[np.float32]] = [np.memmap(f"/proc/self/fd/{vector}", "<f4", "r+") for vector in made]
-        if vectors == 2:
-            self.params, self.delta = maps
-        socket.send_fds(self.socket, [pack(hello or self.home.hello())], made)
-        for vector in made:
-            os.close(vector)
+        for file, content in zip(made[2:], (rules or self.home.rules.canonical(), self.home.tokenizer), strict=True):
+            os.write(file, content)
+            fcntl.fcntl(file, fcntl.F_ADD_SEALS, final)
+        maps: list[NDArray[np.float32]] = [np.memmap(f"/proc/self/fd/{vector}", "<f4", "r+") for vector in made[:2]]
+        self.params, self.delta = maps
+        socket.send_fds(self.socket, [pack(hello or self.home.hello())], [*made, made[-1]][:count])
+        for descriptor in made:
+            os.close(descriptor)
 
     def send(self, *orders: Order) -> None:
         for order in orders:
@@ -110,5 +116,5 @@ class Daemon:
         torch.set_num_threads(self._threads)
 
     def _serve(self) -> None:
-        self.status = serve(self.channel, self.home.config, self.home.run)
+        self.status = serve(self.channel, self.home.config)
         self.channel._socket.close()

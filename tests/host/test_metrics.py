@@ -13,7 +13,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as families
 
-from protocols.control import Disk, Status
+from protocols.control import Disk, Isolation, Status
 from tapestryd.config import Metrics as Choices
 from tapestryd.host.metrics import Metrics, scraped
 from tests.host.test_api import ask
@@ -25,7 +25,7 @@ FULL = replace(
     STATUS,
     reasons=("no_peers",),
     health=("the disk is full",),
-    isolation={"enforced": True, "method": "x", "checks": {"no_network": True, "no_data": False}},
+    isolation=Isolation(False, "x", {"data.sockets": "held", "network.places": "open", "data.memory": "untried"}),
     traffic=replace(STATUS.traffic, by_kind={"offer": {"sent": 5, "received": 7}}),
     refusals={"stale": 3},
     declined={"banned": 2},
@@ -67,7 +67,7 @@ def test_they_are_those_of_the_status() -> None:
     assert found["tapestry_averaging_round_duration_seconds_sum"][()] == pytest.approx(10.1)
     assert found["tapestry_catch_ups_total"] == {("caught_up",): 1}
     assert found["tapestry_network_transmit_bytes_total"] == {("offer",): 5}
-    assert found["tapestry_isolation_check"] == {("no_network",): 1, ("no_data",): 0}
+    assert found["tapestry_isolation_check"] == {("data.sockets",): 1, ("network.places",): 0}
     assert found["tapestry_clock_offset_seconds"] == {(): 0.012}
     assert found["tapestry_swarm_height"] == {(): 38}
     assert found["tapestry_build_info"].popitem()[0][-1] == "0.1.0"

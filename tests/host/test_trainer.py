@@ -2,10 +2,14 @@
 
 import asyncio
 import math
+import mmap
 import os
+import select
 import signal
 import socket
-from collections.abc import Callable, Coroutine
+import subprocess
+import sys
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,9 +18,27 @@ import pytest
 import torch
 import uvloop
 
-from protocols.trainer import ALL_FRAGMENTS, Base, Beat, Code, Delta, Evaluated, Fault, Ready, Report, Stop, Train
-from tapestryd.host.trainer import Trainer, environment_of
+from protocols.trainer import (
+    ALL_FRAGMENTS,
+    SIZE,
+    Base,
+    Beat,
+    Checks,
+    Code,
+    Delta,
+    Evaluated,
+    Fault,
+    Hello,
+    Ready,
+    Report,
+    Stop,
+    Train,
+    unpack,
+)
+from tapestryd.host.steward import environment_of
+from tapestryd.host.trainer import Trainer, Work
 from tapestryd.training.outer import outer_step
+from tapestryd.warden import start
 from tests.host.home import Home
 from tests.training.tiny import genesis
 
@@ -45,27 +67,44 @@ def run(request: pytest.FixtureRequest) -> Loop:
 
 
 class Handle:
-    """A started trainer with its reports in a queue; `ended` is its exit status."""
+    """A trainer of a real steward's, with its reports in a queue; `ended` is its exit status. `steward`: its process id."""
 
-    def __init__(self, home: Home) -> None:
-        self.home = home
+    def __init__(self, home: Home, steward: int) -> None:
+        self.home, self.steward = home, steward
         self.reports: asyncio.Queue[Report] = asyncio.Queue()
-        self.ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.ended: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
 
-    async def start(self) -> "Handle":
-        self.trainer = await Trainer.start(
-            self.home.layout,
-            config=self.home.config,
-            run_dir=self.home.run,
-            on_report=self.reports.put_nowait,
-            on_exit=self.ended.set_result,
-            environment=os.environ | {"AWS_SECRET_ACCESS_KEY": "x", "OMP_NUM_THREADS": "1"},
-        )
+    def start(self) -> "Handle":
+        work = Work(self.home.layout, self.home.rules.canonical(), self.home.tokenizer)
+        self.trainer = Trainer.start(work, self.home.socket, on_report=self.reports.put_nowait, on_exit=self.ended.set_result)
         return self
 
+    async def pid(self) -> int:
+        """The trainer's process id, as it says itself."""
+        return (await following(self, Checks)).pid
 
-async def started(home: Home) -> Handle:
-    return await Handle(home).start()
+
+@pytest.fixture
+def steward(home: Home) -> Iterator[int]:
+    """The data side without a box: listening, and started by somebody else, as systemd and the warden do."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
+        listening.bind(str(home.socket))
+        listening.listen()
+        environment = environment_of(os.environ | {"AWS_SECRET_ACCESS_KEY": "x", "OMP_NUM_THREADS": "1"})
+        command = [sys.executable, "-P", "-m", "tapestryd.host.steward", "--config", str(home.config)]
+        child = start("the data side", None, command, environment, listening, "trainer", signal.SIGKILL)
+    yield child
+    os.kill(child, signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) in (0, -signal.SIGTERM)  # it may be ending by itself already
+
+
+@pytest.fixture
+def impostor(home: Home) -> Iterator[socket.socket]:
+    """Whatever listens in the data side's place."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
+        listening.bind(str(home.socket))
+        listening.listen()
+        yield listening
 
 
 async def following(handle: Handle, kind: type[R]) -> R:
@@ -84,11 +123,11 @@ async def training(handle: Handle) -> None:
     await following(handle, Beat)
 
 
-def test_rounds_make_the_base_better_and_quit_keeps_progress(home: Home) -> None:
+def test_rounds_make_the_base_better_and_quit_keeps_progress(home: Home, steward: int) -> None:
     async def work() -> None:
-        handle = await started(home)
+        handle = Handle(home, steward).start()
         trainer = handle.trainer
-        environment = Path(f"/proc/{trainer.pid}/environ").read_bytes()
+        environment = Path(f"/proc/{await handle.pid()}/environ").read_bytes()
         await training(handle)
         theta, velocity, losses = genesis(), torch.zeros(home.layout.elements), []
         for round in range(2):
@@ -113,92 +152,126 @@ def test_rounds_make_the_base_better_and_quit_keeps_progress(home: Home) -> None
     uvloop.run(asyncio.wait_for(work(), 240))
 
 
-@pytest.mark.parametrize(("number", "status", "kept"), [(signal.SIGTERM, 0, True), (signal.SIGKILL, -9, False)])
-def test_a_trainer_that_is_ended_is_reported(number: int, status: int, kept: bool, home: Home) -> None:
+def test_one_after_the_other_and_each_with_nothing_but_its_channel(home: Home, steward: int) -> None:
+    """SIGTERM lets it keep its progress; the steward tells how it ended, starts the next one, and goes with one that failed."""
+
     async def work() -> None:
-        ours = socket.socket()
-        os.set_inheritable(ours.fileno(), True)  # must not reach the data side all the same
-        handle = await started(home)
-        await training(handle)
-        open_there = Path(f"/proc/{handle.trainer.pid}/fd").iterdir()
-        assert sum(os.readlink(link).startswith("socket:") for link in open_there) == 1
-        ours.close()
-        os.kill(handle.trainer.pid, signal.SIGINT)  # Ctrl-C is the daemon's to interpret
-        await following(handle, Beat)
-        os.kill(handle.trainer.pid, number)
-        assert await handle.ended == status
-        assert home.saved.exists() == kept
-        handle.trainer.send(Stop(0, 0))
-        await handle.trainer.stop(1)
+        for number, status, kept in ((signal.SIGTERM, 0, True), (signal.SIGKILL, -9, True)):
+            handle = Handle(home, steward).start()
+            pid = await handle.pid()
+            await training(handle)
+            open_there = Path(f"/proc/{pid}/fd").iterdir()
+            assert sum(os.readlink(link).startswith("socket:") for link in open_there) == 1
+            os.kill(pid, signal.SIGINT)  # Ctrl-C is the daemon's to interpret
+            await following(handle, Beat)
+            os.kill(pid, number)
+            assert await handle.ended == status
+            assert home.saved.exists() == kept
+            handle.trainer.send(Stop(0, 0))
+            await handle.trainer.stop(1)
 
     uvloop.run(asyncio.wait_for(work(), 240))
 
 
-def test_a_fault_arrives_before_the_exit(home: Home) -> None:
+def test_a_fault_arrives_before_the_exit(home: Home, steward: int) -> None:
     async def work() -> None:
         (home.data / "topics.txt").unlink()
-        handle = await started(home)
+        handle = Handle(home, steward).start()
         assert await handle.ended == 78
+        assert isinstance(handle.reports.get_nowait(), Checks)
         assert handle.reports.get_nowait() == Fault(Code.DATA_EMPTY)
         assert handle.reports.empty()
 
     asyncio.run(asyncio.wait_for(work(), 240))
 
 
-@pytest.mark.parametrize("packet", [b"no packet", bytes(95) + b"\x01", bytes(96)], ids=["short", "no kind", "an order"])
-def test_a_trainer_that_sends_no_report_is_killed(packet: bytes, home: Home, tmp_path: Path, run: Loop) -> None:
-    """A program in the trainer's place, by way of the search path, that speaks first and would then live for ever."""
-    folder = tmp_path / "impostor" / "tapestryd" / "host"
-    folder.mkdir(parents=True)
-    for package in (folder.parent, folder):
-        (package / "__init__.py").write_text("")
-    source = f"import socket, sys, time\nours = socket.socket(fileno=int(sys.argv[-1]))\nours.send({packet!r})\ntime.sleep(60)\n"
-    (folder / "trainer_main.py").write_text(source)
+def test_a_trainer_whose_daemon_has_gone_is_ended_even_if_it_is_stuck(home: Home, steward: int) -> None:
+    """Stopped, it cannot hear that its daemon is gone, nor SIGTERM; SIGKILL ends it."""
 
     async def work() -> None:
-        handle = Handle(home)
-        trainer = await Trainer.start(
-            home.layout, config=home.config, run_dir=home.run, on_report=handle.reports.put_nowait, on_exit=handle.ended.set_result,
-            environment=os.environ | {"PYTHONPATH": str(tmp_path / "impostor")},
-        )  # fmt: skip
-        assert await handle.ended == -9
-        assert handle.reports.empty()
-        await trainer.stop(1)
+        handle = Handle(home, steward).start()
+        pid = await handle.pid()
+        pidfd = os.pidfd_open(pid)
+        os.kill(pid, signal.SIGSTOP)
+        handle.trainer.close()
+        assert await handle.ended is None
+        ready, _, _ = await asyncio.to_thread(select.select, [pidfd], [], [], 120)
+        assert ready
+        os.close(pidfd)
+
+    asyncio.run(asyncio.wait_for(work(), 240))
+
+
+@pytest.mark.parametrize("packet", [b"no packet", bytes(95) + b"\x01", bytes(96)], ids=["short", "no kind", "an order"])
+def test_what_is_no_report_closes_the_channel(packet: bytes, home: Home, impostor: socket.socket, run: Loop) -> None:
+    async def work() -> None:
+        handle = Handle(home, 0).start()
+        with impostor.accept()[0] as theirs:
+            theirs.send(packet)
+            assert await handle.ended is None
+            assert handle.reports.empty()
+            await handle.trainer.stop(1)
 
     run(work())
 
 
-def test_a_trainer_that_does_not_read_is_killed_and_never_blocks(home: Home, tmp_path: Path, run: Loop) -> None:
-    folder = tmp_path / "impostor" / "tapestryd" / "host"
-    folder.mkdir(parents=True)
-    for package in (folder.parent, folder):
-        (package / "__init__.py").write_text("")
-    (folder / "trainer_main.py").write_text("import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(60)\n")
-    environment = os.environ | {"PYTHONPATH": str(tmp_path / "impostor")}
-
+def test_who_does_not_read_is_given_up_and_never_blocks(home: Home, impostor: socket.socket, run: Loop) -> None:
     async def work() -> None:
         for stop in (False, True):
-            handle = Handle(home)
-            trainer = await Trainer.start(
-                home.layout, config=home.config, run_dir=home.run, on_report=handle.reports.put_nowait, on_exit=handle.ended.set_result,
-                environment=environment,
-            )  # fmt: skip
-            if stop:
-                await trainer.stop(0.3)
-            for number in range(0 if stop else 5000):
-                trainer.send(Train(number, 0))
-            assert await handle.ended == -9
+            handle = Handle(home, 0).start()
+            with impostor.accept()[0]:
+                if stop:
+                    await handle.trainer.stop(0.3)
+                for number in range(0 if stop else 5000):
+                    handle.trainer.send(Train(number, 0))
+                assert await handle.ended is None
 
     run(work())
 
 
-def test_a_start_that_fails_leaves_nothing(home: Home, monkeypatch: pytest.MonkeyPatch, run: Loop) -> None:
+def test_what_is_shared_is_sealed(home: Home, impostor: socket.socket, run: Loop) -> None:
+    """Nobody can shrink or grow a vector; params cannot be mapped for writing, and rules cannot be changed, at the other end."""
+
     async def work() -> None:
-        monkeypatch.setattr("sys.executable", "/nowhere/python")
-        with pytest.raises(OSError, match="No such file"):
-            await started(home)
+        handle = Handle(home, 0).start()
+        theirs, _ = impostor.accept()
+        with theirs:
+            packet, (params, delta, rules, tokenizer), _, _ = socket.recv_fds(theirs, SIZE, 4)
+            assert isinstance(unpack(packet), Hello)
+            assert os.pread(rules, 1 << 20, 0) == home.rules.canonical()
+            for descriptor, writable in ((params, False), (delta, True), (rules, False), (tokenizer, False)):
+                with pytest.raises(PermissionError):
+                    os.ftruncate(descriptor, 1 << 20)
+                if descriptor != tokenizer:  # an empty one cannot be mapped
+                    for protection in (mmap.PROT_WRITE, mmap.PROT_READ | mmap.PROT_WRITE):
+                        try:
+                            mmap.mmap(descriptor, 64, prot=protection).close()
+                            assert writable
+                        except PermissionError:
+                            assert not writable
+                if not writable:
+                    with pytest.raises(PermissionError):
+                        os.pwrite(descriptor, b"x", 0)
+                os.close(descriptor)
+        handle.trainer.params[0] = 7  # we had it mapped before
+        assert await handle.ended is None
 
     run(work())
+
+
+def test_a_start_that_fails_leaves_nothing(home: Home, run: Loop) -> None:
+    async def work() -> None:
+        with pytest.raises(FileNotFoundError):
+            Handle(home, 0).start()
+
+    run(work())
+
+
+def test_the_steward_is_not_for_people(home: Home) -> None:
+    command = [sys.executable, "-m", "tapestryd.host.steward", "--config", str(home.config)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 78
+    assert "there is no socket to listen at" in done.stderr
 
 
 def test_only_what_a_trainer_needs_is_inherited() -> None:

@@ -262,19 +262,23 @@ def test_ten_steps_that_are_not_finite_end_it(home: Home, daemons: list[Daemon],
     assert not home.saved.exists()
 
 
-@pytest.mark.parametrize("wrong", ["abi", "elements", "fragments", "layout", "none", "one", "three", "unsealed", "short"])
+@pytest.mark.parametrize(
+    "wrong", ["abi", "elements", "fragments", "layout", "none", "three", "five", "unsealed", "short", "open rules", "rules"]
+)
 def test_hello_is_checked(wrong: str, home: Home, daemons: list[Daemon]) -> None:
     before = len(os.listdir("/proc/self/fd"))
     daemon = start(home, daemons)
     good, changed = home.hello(), {"abi": 1, "elements": 7, "fragments": 3, "layout": bytes(32)}
-    vectors = {"none": 0, "one": 1, "three": 3}.get(wrong, 2)
+    count = {"none": 0, "three": 3, "five": 5}.get(wrong, 4)
     daemon.hello(
         replace(good, **{wrong: changed[wrong]}) if wrong in changed else good,
-        vectors=vectors,
+        count=count,
+        rules=b"{}" if wrong == "rules" else None,
+        final=6 | 1 if wrong == "open rules" else 6 | 1 | 8,
         seals=0 if wrong == "unsealed" else 6 | 1,
         elements=5 if wrong == "short" else None,
     )
-    assert fault(daemon) == (Code.CHANNEL if wrong == "abi" or vectors != 2 else Code.LAYOUT)
+    assert fault(daemon) == (Code.CHANNEL if wrong in ("abi", "rules", "open rules") or count != 4 else Code.LAYOUT)
     daemon.close()
     daemon.params = daemon.delta = np.zeros(0, np.float32)
     assert len(os.listdir("/proc/self/fd")) == before
@@ -300,7 +304,7 @@ def test_every_trouble_with_data_has_its_code(home: Home, daemons: list[Daemon],
     assert "secret" not in caplog.text
 
 
-def test_trouble_with_the_settings_and_rules_has_its_code(home: Home, daemons: list[Daemon]) -> None:
+def test_trouble_with_the_settings_has_its_code(home: Home, daemons: list[Daemon]) -> None:
     good = home.config.read_text()
     home.config.write_text(good.replace('device = "cpu"', 'device = "cuda:99"'))
     assert started_with_fault(home, daemons) == Code.DEVICE
@@ -308,11 +312,8 @@ def test_trouble_with_the_settings_and_rules_has_its_code(home: Home, daemons: l
     assert started_with_fault(home, daemons) == Code.CONFIG
     home.config.unlink()
     assert started_with_fault(home, daemons) == Code.CONFIG
-    home.config.write_text(good)
-    (home.run / "rules.json").write_bytes(b"{}")
-    assert started_with_fault(home, daemons) == Code.CONFIG
-    (home.run / "rules.json").unlink()
-    assert started_with_fault(home, daemons) == Code.CONFIG
+    home.config.write_text(good.replace("require = false", "require = true"))
+    assert started_with_fault(home, daemons) == Code.ISOLATION
 
 
 @pytest.mark.parametrize(
@@ -333,10 +334,10 @@ def test_a_tokenizer_file_is_used_and_checked(tmp_path: Path, daemons: list[Daem
     made = bytes_tokenizer().to_str().encode()
     home = Home(tmp_path, replace(rules(), tokenizer=Tokenizer("file", digest(made))))
     assert started_with_fault(home, daemons) == Code.TOKENIZER
-    (home.run / "tokenizer.json").write_bytes(made + b"\n")
+    home.tokenizer = made + b"\n"
     assert started_with_fault(home, daemons) == Code.TOKENIZER
-    assert "the run rules say" in caplog.text
-    (home.run / "tokenizer.json").write_bytes(made)
+    assert "is not the run rules'" in caplog.text
+    home.tokenizer = made
     daemon = ready(home, daemons)
     daemon.base()
     assert daemon.next(Evaluated).loss < 6

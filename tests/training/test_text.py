@@ -13,7 +13,7 @@ import tokenizers
 import zstandard
 
 from protocols.trainer import Code
-from tapestryd.training.text import END, Bytes, DataUnreadable, FromFile, TokenizerFault, kind_of, tokens_of
+from tapestryd.training.text import END, Bytes, DataUnreadable, FromJson, TokenizerFault, kind_of, tokens_of
 
 ROWS = ["one", "", "zwei ü", "三"]
 
@@ -103,32 +103,26 @@ def test_kinds_are_told_by_name(name: str, kind: str) -> None:
 
 
 @pytest.fixture
-def words(tmp_path: Path) -> Path:
+def words() -> bytes:
     """A word-level tokenizer.json with an end token, 7."""
     vocabulary = {word: number for number, word in enumerate(["[UNK]", "a", "b", "c", "d", "e", "f", "</s>"])}
     made = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
     made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     made.enable_truncation(2)
-    made.save(str(tmp_path / "tokenizer.json"))
-    return tmp_path / "tokenizer.json"
+    return made.to_str().encode()
 
 
-def test_a_tokenizer_file_is_used(words: Path, tmp_path: Path) -> None:
-    tokenizer = FromFile(words, None)
+def test_a_tokenizer_file_is_used(words: bytes, tmp_path: Path) -> None:
+    tokenizer = FromJson(words, None)
     assert (tokenizer.size, tokenizer.end, len(tokenizer.digest)) == (8, 7, 64)
     (tmp_path / "a.txt").write_text("a b c d zzz")
     assert np.concatenate(list(tokens_of(tmp_path / "a.txt", "text", tokenizer))).tolist() == [1, 2, 3, 4, 0, 7]
-    assert FromFile(words, 3).end == 3
+    assert FromJson(words, 3).end == 3
     assert tokenizer.encode("a \ud800").tolist() == [1, 0]
 
 
-def test_a_tokenizer_that_is_none_is_a_sentence(words: Path, tmp_path: Path) -> None:
-    (tmp_path / "bad.json").write_text("{}")
-    for path, end, says in (
-        (tmp_path / "bad.json", None, "no tokenizer"),
-        (tmp_path / "absent", None, "no tokenizer"),
-        (words, 8, "end-of-doc"),
-    ):
+def test_a_tokenizer_that_is_none_is_a_sentence(words: bytes) -> None:
+    for content, end, says in ((b"{}", None, "no tokenizer"), (b"", None, "no tokenizer"), (words, 8, "end-of-doc")):
         with pytest.raises(TokenizerFault, match=says) as fault:
-            FromFile(path, end)
+            FromJson(content, end)
         assert fault.value.code == Code.TOKENIZER

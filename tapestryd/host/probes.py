@@ -1,0 +1,200 @@
+"""Trying the walls: what a process of either side does at start, and every hour, to see that it cannot do what it must not.
+
+Each probe really tries, and says "held" (impossible, as it should be), "open" (possible) or nothing (it cannot be tried here).
+A probe changes nothing. The data side's are protocols.trainer.Check; the network side's are words of our own.
+"""
+
+import ctypes
+import logging
+import os
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from stat import S_ISSOCK
+from typing import ClassVar
+
+from protocols.trainer import Check, Checks, Code
+from tapestryd.errors import LocalFault
+from tapestryd.host import seccomp
+
+log = logging.getLogger(__name__)
+
+EVERY_S = 3600.0
+
+_FAMILIES = 46
+"""Address families that Linux has had so far."""
+_PLACES = tuple(map(Path, ("/home", "/root", "/srv", "/mnt", "/media")))
+"""Where people keep what is theirs."""
+_GPUS = ("nvidia*", "kfd", "dri", "dxg")
+_NETWORK_STATE = Path("/var/lib/tapestry/identity.key")
+
+Verdicts = dict[str, bool]
+"""Name of a probe → whether the wall held."""
+
+
+class Open(LocalFault):
+    """A wall that is required does not hold."""
+
+    code: ClassVar[Code] = Code.ISOLATION
+    exit_code = 78
+
+
+@dataclass(slots=True)
+class Walls:
+    """What the data side tries, again and again. `daemon`: the network side's process id, 0 if it is not to be seen from here; `channel`:
+    the one socket that may be open; `given`: what else may be open at first; `data`: folders and files of text; `required`: whether to
+    go on with a wall open."""
+
+    daemon: int
+    channel: int
+    given: frozenset[int]
+    data: tuple[Path, ...]
+    required: bool
+    clock: Callable[[], float]
+    tried_s: float | None = None
+
+    def due(self) -> Checks | None:
+        """What was found, if it is time to try. Raises Open."""
+        now, first = self.clock(), self.tried_s is None
+        if self.tried_s is not None and now - self.tried_s < EVERY_S:
+            return None
+        self.tried_s = now
+        held, open_ = data_side(self.daemon, self.channel, self.given if first else None, self.data)
+        if open_:
+            words = ", ".join(check.name.lower() for check in Check if open_ >> check & 1)
+            sentence = f"the data side's box is open: {words}; use the systemd units, or see `tapestry doctor`"
+            if self.required:
+                raise Open(f"{sentence}. To train all the same: [sandbox] require = false in trainer.toml")
+            log.warning("%s", sentence)
+        return Checks(held, open_, os.getpid())
+
+
+def data_side(daemon: int, channel: int, given: frozenset[int] | None, data: Sequence[Path]) -> tuple[int, int]:
+    """The two bit sets of CHECKS; for `given` None: later on, when libraries have opened files of their own."""
+    verdicts: dict[Check, bool | None] = {
+        Check.INTERFACES: _interfaces() <= {"lo"},
+        Check.SOCKETS: not any(map(_makes_socket, range(_FAMILIES))),
+        Check.IO_URING: _no_io_uring(),
+        Check.DESCRIPTORS: _sockets() <= {channel} and (given is None or _descriptors() <= {0, 1, 2, channel} | given),
+        Check.NETWORK_SIDE: not _opens(_NETWORK_STATE) and not (daemon and _lists(Path(f"/proc/{daemon}/root"))),
+        Check.MEMORY: not _opens(Path(f"/proc/{daemon}/mem")) if daemon else None,
+        Check.PRIVILEGES: _powerless(),
+        Check.WRITES: not any(map(_writes, (*map(Path, ("/", "/usr", "/etc")), *data))),
+    }
+    held = sum(1 << check for check, verdict in verdicts.items() if verdict is True)
+    return held, sum(1 << check for check, verdict in verdicts.items() if verdict is False)
+
+
+def network_side(trainer: int, config: Path, needed: Sequence[Path]) -> Verdicts:
+    """`trainer`: a process of the data side; 0: none is known. `config`: the data side's configuration file. `needed`: what we may see
+    where people keep what is theirs."""
+    allowed = [path.resolve() for path in needed]
+    verdicts = {
+        "devices": not any(True for pattern in _GPUS for _ in Path("/dev").glob(pattern)),
+        "families": not any(
+            map(_makes_socket, set(range(_FAMILIES)) - {socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK})
+        ),
+        "io_uring": _no_io_uring(),
+        "places": not any(_strays(place, allowed) for place in _PLACES),
+        "privileges": _powerless(),
+        "trainer_config": not _opens(config),
+    }
+    if trainer:
+        verdicts["trainer_memory"] = not _opens(Path(f"/proc/{trainer}/mem"))
+        verdicts["trainer_files"] = not _lists(Path(f"/proc/{trainer}/root")) and not _looks_into(Path(f"/proc/{trainer}/fd"))
+    return verdicts
+
+
+def _interfaces() -> set[str]:
+    lines = Path("/proc/self/net/dev").read_text().splitlines()[2:]
+    return {line.partition(":")[0].strip() for line in lines}
+
+
+def _makes_socket(family: int) -> bool:
+    for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_RAW):
+        try:
+            socket.socket(family, kind).close()
+            return True
+        except OSError:
+            continue
+    return False
+
+
+def _no_io_uring() -> bool:
+    """Whether io_uring_setup(2) fails: with no entries it must say EINVAL where it is allowed, so nothing is made."""
+    try:
+        call = seccomp.number("io_uring_setup")
+    except KeyError:
+        call = 425  # everywhere
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.syscall(call, 0, None)
+    return ctypes.get_errno() in (1, 38)  # EPERM, ENOSYS
+
+
+def _descriptors() -> set[int]:
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # that of the listing itself
+            os.fstat(int(name))
+            found.add(int(name))
+    return found
+
+
+def _sockets() -> set[int]:
+    return {number for number in _descriptors() if S_ISSOCK(os.fstat(number).st_mode)}
+
+
+def _powerless() -> bool:
+    """No capability, none to be had, and a filter of system calls."""
+    status = dict(line.split(":\t", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":\t" in line)
+    return int(status["CapEff"], 16) == 0 == int(status["CapPrm"], 16) and status["NoNewPrivs"] == "1" and status["Seccomp"] == "2"
+
+
+def _opens(path: Path) -> bool:
+    return _does(lambda: os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK)))
+
+
+def _lists(path: Path) -> bool:
+    """Whether it can be listed, and holds anything."""
+    try:
+        return bool(os.listdir(path))
+    except OSError:
+        return False
+
+
+def _looks_into(descriptors: Path) -> bool:
+    """Whether one of another process's descriptors can be opened. (That they are there, a process of the same user may see.)"""
+    try:
+        return any(map(_opens, descriptors.iterdir()))
+    except OSError:
+        return False
+
+
+def _strays(folder: Path, allowed: Sequence[Path]) -> bool:
+    """Whether anything can be seen in `folder` that neither is allowed nor leads there."""
+    try:
+        inside = list(folder.iterdir())
+    except OSError:
+        return False
+    for path in inside:
+        if any(path.is_relative_to(one) for one in allowed):
+            continue
+        if path.is_symlink() or not any(one.is_relative_to(path) for one in allowed) or _strays(path, allowed):
+            return True
+    return False
+
+
+def _writes(path: Path) -> bool:
+    """Into a folder, or to a file."""
+    how = os.O_TMPFILE | os.O_WRONLY if path.is_dir() else os.O_WRONLY
+    return _does(lambda: os.close(os.open(path, how, 0o600)))
+
+
+def _does(attempt: Callable[[], None]) -> bool:
+    try:
+        attempt()
+    except OSError:
+        return False
+    return True
