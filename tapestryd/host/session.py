@@ -41,6 +41,10 @@ _MEMORY = 0.95
 """Of the running mean of the loss: about the last 20 steps count."""
 
 
+LOSS_MAX, LOSS_DIGITS = 99.0, 4
+"""A loss is told no closer: enough for people, and 20 bits instead of 64 for whoever would have a model spell its text in its loss."""
+
+
 class Trouble(Exception):
     def __init__(self, code: Code, sentence: str) -> None:
         super().__init__(sentence)
@@ -158,7 +162,8 @@ class Session:
         if now - self._beat_s >= BEAT_S:
             rate = (self._totals.tokens - self._beat_tokens) / (now - self._beat_s)
             memory = memory_bytes(self._replica.theta.device)
-            self._channel.send(Beat(self._totals.steps, self._totals.tokens, self._totals.loss, rate, memory, 0.0, self._totals.withheld))
+            totals = self._totals
+            self._channel.send(Beat(totals.steps, totals.tokens, _told(totals.loss), rate, memory, 0.0, totals.withheld))
             self._beat_s, self._beat_tokens = now, self._totals.tokens
 
     def _adopt(self, base: Base) -> None:
@@ -190,7 +195,7 @@ class Session:
             return
         loss, tokens = found
         if math.isfinite(loss):
-            self._channel.send(Evaluated(height, loss, tokens))
+            self._channel.send(Evaluated(height, _told(loss), tokens))
         else:
             log.warning("the Shared Base at height %d has a held-out loss that is not finite", height)
 
@@ -221,7 +226,8 @@ class Session:
         self._shared.delta[part] = vector
         totals = self._totals
         self._channel.send(Delta(
-            stop.round, stop.fragment, totals.new_steps, totals.new_tokens, behind.examples, totals.new_loss, veiled.norm, entry, chain
+            stop.round, stop.fragment, totals.new_steps, totals.new_tokens, behind.examples, _told(totals.new_loss), veiled.norm, entry,
+            chain,
         ))  # fmt: skip
         totals.new_steps = totals.new_tokens = 0
         totals.new_loss = 0.0
@@ -287,3 +293,7 @@ class Session:
             raise ValueError(f"{len(totals.marks)} marks for {self._layout.fragments} fragments")
         self._replica.restore(state["replica"])
         self._totals = totals
+
+
+def _told(loss: float) -> float:
+    return round(min(loss, LOSS_MAX), LOSS_DIGITS)

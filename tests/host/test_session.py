@@ -12,7 +12,7 @@ import pytest
 from protocols.canonical import digest
 from protocols.ledger import Entry, Opened, Released, What, parse
 from protocols.ledger import Withheld as Refusal
-from protocols.trainer import ALL_FRAGMENTS, Base, Beat, Code, Delta, Ready, Rest, Stop, Train, Withheld, Withhold
+from protocols.trainer import ALL_FRAGMENTS, Base, Beat, Code, Delta, Evaluated, Ready, Rest, Stop, Train, Withheld, Withhold
 from tapestryd.host.ledger import Ledger, read, segments
 from tests.host.home import Daemon, Home
 from tests.host.test_trainer_main import fault
@@ -254,6 +254,18 @@ def test_after_a_crash_the_ledger_says_what_was_released(tmp_path: Path, begin: 
     entry = written(home)[-1]
     assert isinstance(entry, Released)
     assert (entry.steps, entry.batches) == (again.steps, drawn + again.steps)
+
+
+def test_losses_are_told_no_closer_than_people_need(tmp_path: Path, begin: Begin) -> None:
+    home = Home(tmp_path, evaluate=1, every="1h", release=FIRST)
+    daemon = begin(home)
+    told = [daemon.next(Evaluated).loss, train(daemon).loss, released(daemon, 0).loss]
+    assert all(loss == round(loss, 4) for loss in told)
+    for height in (1, 2):
+        daemon.params[:] *= 9
+        daemon.send(Base(height, ALL_FRAGMENTS, False))
+        loss = daemon.next(Evaluated).loss
+    assert loss == 99.0
 
 
 def test_a_round_that_no_ledger_can_hold_is_no_order(tmp_path: Path, begin: Begin) -> None:
