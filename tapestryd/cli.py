@@ -21,7 +21,7 @@ from protocols.control import SCHEMA, Exit
 from protocols.identity import public_key
 from protocols.refusal import Refused
 from tapestryd import __version__, screen
-from tapestryd.client import Client, Doc, default_socket, export
+from tapestryd.client import Client, Doc, default_socket, export, join
 from tapestryd.errors import LocalFault, NotAllowed, NotRunning
 from tapestryd.program import ended
 from tapestryd.settings import parse_duration
@@ -163,10 +163,7 @@ def shutdown(options: argparse.Namespace, client: Client) -> int:
 
 
 def run_join(options: argparse.Namespace, client: Client) -> int:
-    target: str = options.target
-    return _said(
-        options, client.ask("PUT", "/v1/run", {"target": target if target.startswith("tapestry:") else str(Path(target).absolute())})
-    )
+    return _said(options, join(client, options.target))
 
 
 def run_leave(options: argparse.Namespace, client: Client) -> int:

@@ -13,7 +13,7 @@ import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import quote
 
 from tapestryd.errors import DiskFull, LocalFault, NotAllowed, NotRunning
@@ -77,8 +77,13 @@ class Client:
                 os.fsync(file.fileno())
         return sha256.hexdigest()
 
+    def put(self, target: str, file: Path) -> None:
+        """Send a file's bytes. Raises OSError if it cannot be read."""
+        with file.open("rb") as content, self._answer("PUT", target, content, EXPORT_S) as response:
+            _document(response)
+
     @contextmanager
-    def _answer(self, method: str, target: str, body: Doc | None, timeout_s: float) -> Iterator[http.client.HTTPResponse]:
+    def _answer(self, method: str, target: str, body: Doc | BinaryIO | None, timeout_s: float) -> Iterator[http.client.HTTPResponse]:
         connection = _Connection(self.path, timeout_s)
         try:
             try:
@@ -87,8 +92,13 @@ class Client:
                 raise NotAllowed(f"You may not open {self.path}; ask for membership in the group tapestry-admin, or use sudo.") from None
             except OSError as error:
                 raise NotRunning(f"No daemon answers on {self.path} ({error.strerror or error}). {_HINT}") from None
-            data = None if body is None else json.dumps(body)
-            connection.request(method, target, data, {"Content-Type": "application/json"} if data else {})
+            if isinstance(body, dict):
+                connection.request(method, target, json.dumps(body), {"Content-Type": "application/json"})
+            elif body is not None:
+                length = str(os.fstat(body.fileno()).st_size)
+                connection.request(method, target, body, {"Content-Type": "application/octet-stream", "Content-Length": length})
+            else:
+                connection.request(method, target)
             yield connection.getresponse()
         except TimeoutError:
             raise LocalFault(
@@ -112,6 +122,23 @@ def _document(response: http.client.HTTPResponse) -> Doc:
     except (ValueError, TypeError, KeyError):
         raise LocalFault(f"What answered is not a tapestryd that this CLI understands (HTTP status {response.status}).") from None
     raise (NotAllowed if response.status == 403 else LocalFault)(detail[:1].upper() + detail[1:] + ("" if detail.endswith(".") else "."))
+
+
+def join(client: Client, target: str) -> Doc:
+    """An invite, or the path of a run.toml with its genesis beside it, which is brought to the daemon: it sees no folder of ours."""
+    if target.startswith("tapestry:"):
+        return client.ask("PUT", "/v1/run", {"target": target})
+    toml = Path(target)
+    files = {"run.toml": toml, **{name: toml.with_name(name) for name in ("genesis.json", "genesis.base", "tokenizer.json")}}
+    try:
+        for name, file in files.items():
+            if name != "tokenizer.json" or file.exists():
+                client.put(f"/v1/founded/{name}", file)
+    except OSError as error:
+        raise LocalFault(
+            f"{error.filename}: {error.strerror}; join with the run.toml that `tapestry run new` wrote, its files beside it, or an invite."
+        ) from None
+    return client.ask("PUT", "/v1/run", {"target": "founded"}, timeout_s=EXPORT_S)
 
 
 def export(client: Client, folder: Path) -> Doc:

@@ -30,6 +30,8 @@ from tapestryd.host.api import Api
 from tapestryd.host.box import interpreter
 from tapestryd.host.clock import now_ms
 from tapestryd.host.dashboard import Dashboard
+from tapestryd.host.fields import FOUNDED
+from tapestryd.host.inbox import Inbox
 from tapestryd.host.inherited import inherited
 from tapestryd.host.keys import Identity, verify
 from tapestryd.host.metrics import scraped
@@ -82,7 +84,8 @@ class Daemon:
             self._identity = Identity.load_or_make(self._state.path / "identity.key")
             self._door = Doorkeeper(self.config.trust, self._state, now_ms)
             self._watch = Watch(self.status, now_ms, per_peer=self.config.metrics.per_peer)
-            answers = Answers(self, self._watch)
+            self._inbox = Inbox(self._state.path / "founded", self.config.storage.min_free_bytes)
+            answers = Answers(self, self._watch, self._inbox)
             dashboard = Dashboard(self.config.dashboard, answers.page)
             self._dashboard, self._scraped = dashboard.web, scraped(self.config.metrics, answers.metrics)
             api = Api((*answers.routes, dashboard.link), self.config.api.socket, self._api)
@@ -249,7 +252,10 @@ class Daemon:
         async with self._changing:
             if self.session is not None:
                 raise LocalFault(f"This daemon is in run {self.session.store.run_id[:12]} already; `tapestry run leave` first.")
-            run_id = await self._open(target)
+            try:
+                run_id = await self._open(str(self._inbox.folder / "run.toml") if target == FOUNDED else target)
+            finally:
+                self._inbox.clear()
         return f"Joining run {run_id[:12]}."
 
     async def leave(self) -> str:

@@ -12,6 +12,7 @@ from tapestryd.host.answers import Answers
 from tapestryd.host.api import Api
 from tapestryd.host.clock import now_ms
 from tapestryd.host.dashboard import Dashboard
+from tapestryd.host.inbox import Inbox
 from tapestryd.host.watch import Watch
 
 PEER = "12D3KooWAfPDpPRRRBrmqy9is2zjU5srQ4hKuZitiGmh4NTTpS2d"
@@ -125,7 +126,8 @@ class Served:
     def __init__(self, operator: Scripted, socket: Path, loop: asyncio.AbstractEventLoop, choices: Choices = CHOICES) -> None:
         self.operator = operator
         self.socket = socket
-        answers = Answers(operator, operator.watch)
+        self.inbox = Inbox(socket.with_name("founded"), 0)
+        answers = Answers(operator, operator.watch, self.inbox)
         self.dashboard = Dashboard(choices, answers.page)
         self.routes = (*answers.routes, self.dashboard.link)
         self._loop = loop

@@ -79,7 +79,6 @@ def test_changes_say_what_changed(served: Served, tmp_path: Path) -> None:
         (["pause"], ("pause", None)),
         (["resume"], "resume"),
         (["run", "join", INVITE], ("join", INVITE)),
-        (["run", "join", "run.toml"], ("join", str(Path.cwd() / "run.toml"))),
         (["run", "leave"], "leave"),
         (["peers", "ban", PEER, "--for", "12h", "--reason", "spam, and more"], ("ban", PEER, 43_200.0, "spam, and more")),
         (["peers", "ban", "nQ8b"], ("ban", OTHERS[0], None, "")),
@@ -140,8 +139,21 @@ def test_not_permitted_is_4(served: Served, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_daemons_own_sentence_is_1(served: Served) -> None:
     served.operator.fault = LocalFault("the file /a/run.toml is not there; check its name")
-    done = tapestry(served.socket, "run", "join", "/a/run.toml")
+    done = tapestry(served.socket, "run", "join", INVITE)
     assert (done.returncode, done.stderr) == (1, "The file /a/run.toml is not there; check its name.\n")
+
+
+def test_a_founders_folder_is_brought_to_the_daemon(served: Served, tmp_path: Path) -> None:
+    """Which need not be able to read it; what is missing is named."""
+    done = tapestry(served.socket, "run", "join", str(tmp_path / "run.toml"))
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"{tmp_path / 'run.toml'}: No such file or directory; join with the run.toml that")
+    contents = {"run.toml": b"rules", "genesis.json": b"{}", "genesis.base": bytes(1 << 20)}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    done = tapestry(served.socket, "run", "join", str(tmp_path / "run.toml"))
+    assert (done.returncode, served.operator.asked[-1]) == (0, ("join", "founded"))
+    assert {path.name: path.read_bytes() for path in served.inbox.folder.iterdir()} == contents
 
 
 @pytest.mark.parametrize(

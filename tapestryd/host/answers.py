@@ -16,6 +16,7 @@ from protocols import TREATY
 from protocols.control import READY, Ban, Certificate, Peer, Status, Story
 from tapestryd.host.clock import now_ms
 from tapestryd.host.fields import Doc, Flag, Line, Names, PeerId, Seconds, Span, Target, Text, Whole
+from tapestryd.host.inbox import Inbox
 from tapestryd.host.operator import Operator
 from tapestryd.host.route import Refusal, Route
 from tapestryd.host.trends import KEPT_S, SERIES
@@ -73,9 +74,10 @@ class Trouble:
 
 
 class Answers:
-    def __init__(self, operator: Operator, watch: Watch) -> None:
+    def __init__(self, operator: Operator, watch: Watch, inbox: Inbox) -> None:
         self._operator = operator
         self._watch = watch
+        self._inbox = inbox
         self._export: Export | None = None
         self._exporting = asyncio.Lock()
         reads, changes = self._reads(), self._changes()
@@ -125,6 +127,11 @@ class Answers:
     def _changes(self) -> tuple[Route, ...]:
         peer = {"peer_id": PeerId()}
         return (
+            Route(
+                "PUT", "/v1/founded/{name}", "One file of a founder's folder, run.toml first.", self._inbox.receive, {"bytes": int},
+                {"name": Text()}, takes="application/octet-stream",
+                others=(HTTPStatus.NOT_FOUND, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.INSUFFICIENT_STORAGE),
+            ),
             Route("PUT", "/v1/run", "Join a run.", self._join, SAID, body={"target": Target()}),
             Route("DELETE", "/v1/run", "Leave the run; what was learned stays.", self._leave, SAID),
             Route(

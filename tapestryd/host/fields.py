@@ -165,14 +165,18 @@ class Line:
         return {"type": ["string", "null"], "maxLength": self.most}
 
 
+FOUNDED = "founded"
+"""As a target to join: the founder's folder in the inbox."""
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """What to join. The one field that a body must have."""
 
     def read(self, value: Any) -> str:
-        if not isinstance(value, str) or not value.startswith(("tapestry:", "/")) or not value.isprintable():
-            raise ValueError("must be an invite, tapestry:…, or the absolute path of a run.toml")
+        if not isinstance(value, str) or not (value.startswith("tapestry:") or value == FOUNDED) or not value.isprintable():
+            raise ValueError(f"must be an invite, tapestry:…, or {FOUNDED}: what was put to /v1/founded")
         return value
 
     def schema(self) -> Doc:
-        return {"type": "string", "pattern": "^(tapestry:|/)"}
+        return {"type": "string", "pattern": f"^(tapestry:.*|{FOUNDED})$"}

@@ -68,6 +68,8 @@ def _operation(route: Route, parts: dict[str, Doc]) -> Doc:
             "additionalProperties": False,
         }
         operation["requestBody"] = {"required": bool(body["required"]), "content": {_JSON: {"schema": body}}}
+    if route.takes:
+        operation["requestBody"] = {"required": True, "content": {route.takes: {}}}
     others = {HTTPStatus.FORBIDDEN, *route.others, *(_CHANGES if route.method != "GET" else ())}
     if route.asks or route.method != "GET":
         others.add(HTTPStatus.BAD_REQUEST)

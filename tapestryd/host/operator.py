@@ -32,7 +32,7 @@ class Operator(Protocol):
     async def resume(self) -> str: ...
 
     async def join(self, target: str) -> str:
-        """`target`: an invite, or the absolute path of a run.toml."""
+        """`target`: an invite, or FOUNDED: what lies in the inbox."""
 
     async def leave(self) -> str: ...
 

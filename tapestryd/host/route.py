@@ -38,7 +38,8 @@ class Refusal(Exception):
 class Route:
     """`does`: a line for the OpenAPI document. `handler` is called with what `asks` (of path and query) and `body` read, by name,
     and returns the members of the answer; `answer`: the dataclass that has them, or their types by name. `media`, where the answer
-    is no document: the handler is given the request, too, and returns the response. `others`: answers beside 200 and those that
+    is no document: the handler is given the request, too, and returns the response. `takes`: the media type of a body that is no document:
+    the handler reads it from the request. `others`: answers beside 200 and those that
     every route may give."""
 
     method: str
@@ -49,6 +50,7 @@ class Route:
     asks: Mapping[str, Asked] = field(default_factory=dict)
     body: Mapping[str, Field] = field(default_factory=dict)
     media: str = ""
+    takes: str = ""
     others: tuple[HTTPStatus, ...] = ()
 
     async def serve(self, request: web.Request) -> web.StreamResponse:
@@ -60,6 +62,8 @@ class Route:
                 values[name] = _read(name, asked, request.query[name])
             else:
                 values[name] = asked.default
+        if self.takes:
+            return reply(**await self.handler(request, **values))
         if self.method != "GET":
             values |= await self._body(request)
         if self.media:

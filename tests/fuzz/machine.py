@@ -46,6 +46,7 @@ from tapestryd.errors import ConfigFault, DataFault, StateFault
 from tapestryd.host.answers import Answers
 from tapestryd.host.api import Api
 from tapestryd.host.checkpoint import Checkpoint
+from tapestryd.host.inbox import Inbox
 from tapestryd.host.route import finite
 from tapestryd.host.store import RunStore, StateDir
 from tapestryd.host.trainer_main import _end
@@ -97,7 +98,7 @@ def _served() -> asyncio.AbstractEventLoop:
     exports.mkdir()
     loop = asyncio.new_event_loop()
     operator = Scripted(exports)
-    api = Api(Answers(operator, operator.watch).routes, _socket())
+    api = Api(Answers(operator, operator.watch, Inbox(_folder() / "founded", 0)).routes, _socket())
     loop.run_until_complete(api.start())
     atexit.register(lambda: (loop.run_until_complete(api.stop()), loop.run_until_complete(loop.shutdown_default_executor()), loop.close()))
     return loop

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from tapestryd.host.answers import Answers
+from tapestryd.host.inbox import Inbox
 from tapestryd.host.openapi import document, documented
 from tests.scripted import Scripted, Served
 
@@ -35,7 +36,7 @@ CHECKS = [
 
 def _document() -> object:
     operator = Scripted(Path("/nonexistent"))
-    return document(documented(Answers(operator, operator.watch).routes))
+    return document(documented(Answers(operator, operator.watch, Inbox(Path("/nonexistent"), 0)).routes))
 
 
 SCHEMA = schemathesis.openapi.from_dict(_document())

@@ -100,7 +100,7 @@ def test_changes(served: Served) -> None:
         ("PUT", f"/v1/bans/{PEER}", None, ("ban", PEER, None, "")),
         ("DELETE", f"/v1/bans/{PEER}", None, ("unban", PEER)),
         ("PUT", "/v1/run", {"target": INVITE}, ("join", INVITE)),
-        ("PUT", "/v1/run", {"target": "/a/run.toml"}, ("join", "/a/run.toml")),
+        ("PUT", "/v1/run", {"target": "founded"}, ("join", "founded")),
         ("DELETE", "/v1/run", None, "leave"),
         ("POST", "/v1/shutdown", {}, "shutdown"),
     ]
@@ -127,7 +127,9 @@ def test_changes(served: Served) -> None:
         ("POST", "/v1/resume", {"now": True}, 400, "field 'now' is not known here; there are: none"),
         ("POST", "/v1/pause", b" " * (limits.CONTROL_BYTES + 1), 413, f"the body is larger than {limits.CONTROL_BYTES} bytes"),
         ("PUT", "/v1/run", {}, 400, "target = None: must be an invite"),
-        ("PUT", "/v1/run", {"target": "run.toml"}, 400, "or the absolute path of a run.toml"),
+        ("PUT", "/v1/run", {"target": "/a/run.toml"}, 400, "or founded: what was put to /v1/founded"),
+        ("PUT", "/v1/founded/passwd", b"x", 404, "'passwd' is no file of a founder's folder"),
+        ("PUT", "/v1/founded/run.toml", b" " * (limits.RULES_BYTES + 1), 413, "run.toml: must say its length, at most"),
         ("PUT", "/v1/run", {"target": 3}, 400, "target = 3: must be an invite"),
         ("PUT", "/v1/bans/12D3", {}, 400, "peer_id = '12D3': '12D3' is not the id of an Ed25519 key; it must be whole"),
         ("PUT", f"/v1/bans/{'x' * 1000}", {}, 400, "a peer id of 1000 characters"),
@@ -177,8 +179,25 @@ def test_web_pages_are_turned_away(served: Served, headers: Headers) -> None:
 )
 def test_faults_of_the_operator(served: Served, fault: Exception, status: int, detail: str) -> None:
     served.operator.fault = fault
-    got, answer, _ = ask(served.socket, "PUT", "/v1/run", {"target": "/a/run.toml"})
+    got, answer, _ = ask(served.socket, "PUT", "/v1/run", {"target": "founded"})
     assert (got, answer["detail"]) == (status, detail)
+
+
+def test_a_founders_folder_comes_in(served: Served) -> None:
+    """Larger than any document may be; the run's rules come first, and what lay there before goes."""
+    large = bytes(range(256)) * 8192
+    for name, content in (("run.toml", b"a"), ("genesis.base", large), ("tokenizer.json", b"{}")):
+        assert ask(served.socket, "PUT", f"/v1/founded/{name}", content)[:2] == (200, {"schema": 1, "bytes": len(content)})
+    assert (served.inbox.folder / "genesis.base").read_bytes() == large
+    assert served.inbox.folder.stat().st_mode & 0o077 == 0
+    assert ask(served.socket, "PUT", "/v1/founded/run.toml", b"b")[0] == 200
+    assert [path.name for path in served.inbox.folder.iterdir()] == ["run.toml"]
+
+
+def test_a_founders_folder_leaves_the_disk_its_reserve(served: Served) -> None:
+    served.inbox._min_free = 1 << 60
+    status, answer, _ = ask(served.socket, "PUT", "/v1/founded/genesis.base", b"x")
+    assert (status, answer["detail"]) == (507, "genesis.base takes 1 bytes: less than storage.min_free would be left")
 
 
 def test_no_run_no_rules(served: Served) -> None:
