@@ -113,7 +113,7 @@ class Ledger:
         return len(times)
 
     def batches(self, run: str, fragment: int) -> int:
-        """Batches that had been drawn when the fragment was last released; 0 if it never was."""
+        """Batches that had been drawn when the fragment was last released; 0 if it never was, or long before the last two files."""
         return max(self._batches.get((run, which), 0) for which in (fragment, ALL_FRAGMENTS))
 
     def close(self) -> None:
