@@ -1,0 +1,56 @@
+"""`tapestry`: the operator's commands. Parses arguments, asks the daemon on its unix socket, prints.
+
+Starts fast: never imports torch, hivemind, aiohttp or pydantic. Whatever goes wrong is one sentence on standard
+error and an exit code of protocols.control.Exit; 130 after Ctrl-C, 141 when whoever read the output went away.
+The verbs are in the modules here, by noun; those that need more are programs of their own.
+"""
+
+import argparse
+import os
+import sys
+
+from tapestryd import __version__
+from tapestryd.cli import orders, peers, run, status
+from tapestryd.cli.verbs import Verbs, common
+from tapestryd.client import Client, default_socket
+from tapestryd.errors import LocalFault
+from tapestryd.program import ended
+
+_PROGRAMS = {
+    ("run", "new"): "tapestryd.founding",
+    ("lineage",): "tapestryd.audit",
+    ("audit",): "tapestryd.auditing",
+    ("member",): "tapestryd.delegating",
+}
+"""Verbs that are programs of their own, because they import torch or cryptography."""
+EXITS = """exit codes: 0 done, 1 failed, 2 usage, 3 no daemon answers, 4 not permitted, 5 degraded (status --check),
+124 wait timed out, 130 interrupted"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal without "●" gets "?"
+    for words, module in _PROGRAMS.items():
+        if argv[: len(words)] == list(words):
+            os.execv(sys.executable, [sys.executable, "-P", "-m", module, *argv[len(words) :]])
+    options = parser().parse_args(argv)
+    return ended(lambda: _asked(options))
+
+
+def _asked(options: argparse.Namespace) -> int:
+    try:
+        code: int = options.verb(options, Client(options.socket or default_socket(os.environ)))
+        return code
+    except (KeyError, TypeError, ValueError) as error:
+        raise LocalFault(f"The daemon's answer is not one that tapestry {__version__} understands ({error!r}).") from None
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="tapestry", description="Ask and direct this machine's tapestryd.", epilog=EXITS, allow_abbrev=False)
+    verbs = Verbs(top, common(top))
+    for noun in (status, peers, run, orders):
+        noun.add(verbs)
+    verbs.elsewhere("lineage", "tapestry lineage", "prove a base from files, offline")
+    verbs.elsewhere("audit", "tapestry audit", "what left this machine, and that nobody changed the ledger of it")
+    verbs.elsewhere("member", "tapestry member", "a Member's key and delegations")
+    return top

@@ -1,0 +1,5 @@
+import sys
+
+from tapestryd.cli import main
+
+sys.exit(main())
