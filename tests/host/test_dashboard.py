@@ -3,6 +3,7 @@
 import asyncio
 import http.client
 import json
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,11 @@ from typing import Any
 
 import pytest
 
+from protocols.control import STATES
+from protocols.trainer import Check
 from tapestryd.config import Dashboard as Choices
+from tapestryd.host import dashboard
+from tapestryd.host.trends import SERIES
 from tests.host.test_api import Headers, ask
 from tests.scripted import STATUS, Scripted, Served
 
@@ -65,12 +70,45 @@ def test_the_page_and_its_files(page: Page) -> None:
     status, content, headers = page.ask("GET", "/")
     assert (status, headers["Content-Type"]) == (200, "text/html; charset=utf-8")
     assert b"<script" in content
-    for name, media in (("style.css", "text/css"), ("page.js", "text/javascript")):
+    for name, media in (("style.css", "text/css"), ("page.js", "text/javascript"), ("icon.svg", "image/svg+xml")):
         assert f'"{name}"'.encode() in content
         status, _, headers = page.ask("GET", f"/{name}")
-        assert (status, headers["Content-Type"]) == (200, f"{media}; charset=utf-8")
+        assert (status, headers["Content-Type"].partition(";")[0]) == (200, media)
     for absent in ("/__init__.py", "/index.html", "/../web.py", "/%2e%2e/web.py", "/favicon.ico"):
         assert page.ask("GET", absent)[0] == 404
+
+
+FILES = {path.name: path.read_text() for path in Path(dashboard.__file__).parent.iterdir() if path.is_file() and path.suffix != ".py"}
+SCRIPTS = {name: text for name, text in FILES.items() if name.endswith(".js")}
+
+
+def test_the_files_need_nothing_from_elsewhere() -> None:
+    for name, text in FILES.items():
+        addresses = set(re.findall(r"(?:https?:|wss?:)?//[\w.]+", re.sub(r"(?m)^\s*//.*$|; // .*$", "", text)))
+        assert addresses <= {"http://www.w3.org"}, name  # the name of SVG, which nobody asks for
+    markup = re.compile(r"innerHTML\s*=[^=]|insertAdjacentHTML|outerHTML|document\.write|\beval\(")
+    for name, text in SCRIPTS.items():
+        assert not markup.search(text), f"{name} makes markup of text"
+        assert {*re.findall(r'from "\./([\w.]+)"', text)} <= set(SCRIPTS)
+
+
+def test_scripts_and_page_name_the_same_places() -> None:
+    named = {place for text in SCRIPTS.values() for place in re.findall(r'\bat\("([\w-]+)"\)', text)}
+    assert named == set(re.findall(r'data-at="([\w-]+)"', FILES["index.html"]))
+    charts = set(re.findall(r"charts\.(\w+)\.draw", FILES["lately.js"]))
+    assert charts == set(re.findall(r'data-chart="(\w+)"', FILES["index.html"]))
+
+
+def test_scripts_know_the_words_of_the_daemon(served: Served) -> None:
+    words = FILES["words.js"]
+    drawn = {name for names in re.findall(r"columns\(history, \[(.*?)\]", FILES["lately.js"]) for name in re.findall(r'"(\w+)"', names)}
+    assert drawn <= set(SERIES)
+    for state in STATES:
+        assert f"  {state}: " in words
+    for check in Check:
+        assert f'"data.{check.name.lower()}": ' in words
+    kinds = set(re.findall(r"v1/(\w+)", FILES["page.js"])) - {"openapi"}
+    assert {f"/v1/{kind}" for kind in kinds} <= {route.path for route in served.routes} | {"/v1/token", "/v1/egress"}
 
 
 def test_it_reads_what_the_operator_reads(page: Page) -> None:

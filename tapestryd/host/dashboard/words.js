@@ -1,0 +1,79 @@
+// What the words of the control API mean to a person. A word that is not here is shown as it is.
+
+export const GLYPHS = { training: "●", averaging: "◐", paused: "Ⅱ", joining: "◌", syncing: "◌", idle: "○", stopping: "○" };
+export const TONES = { training: "good", averaging: "good", paused: "wait", joining: "wait", syncing: "wait" };
+
+/** Of Status.state, given the run's name. */
+export const LEADS = {
+  idle: () => "No run is joined. Join one with `tapestry run join INVITE`.",
+  joining: (run) => `Not in the rounds of ${run} yet.`,
+  syncing: (run) => `Catching up with the peers of ${run}.`,
+  training: (run) => `Taking local steps for ${run}.`,
+  averaging: (run) => `Averaging with the peers of ${run}.`,
+  paused: (run) => `Taking no part in ${run}. What was learned here is kept.`,
+  stopping: () => "The daemon is stopping.",
+};
+
+/** Of Status.reasons, given the run. */
+export const REASONS = {
+  user: () => "you, or another operator, paused it",
+  no_rules: () => "the run's rules are being fetched from its peers",
+  no_base: () => "there is no Shared Base here yet",
+  no_peers: (run) => `fewer peers are here than the run asks for: ${run.min_peers}, with this one`,
+  trainer: () => "the trainer is not ready",
+  behind: () => "others have committed further, and this node follows them",
+  clock: () => "its clock differs too much from the others'",
+  disk_low: () => "little disk is left",
+  disk_full: () => "too little disk is left to catch up",
+  no_donor: () => "no peer could show the lineage that it announced",
+  not_delegated: () => "no Member of the run has delegated this node",
+};
+
+export const REACHABLE = {
+  yes: "yes, others can dial this node",
+  no:
+    "no: it takes part, but reduces nothing and serves no joiners. Open network.listen's port to the world, or name what " +
+    "others reach in network.announce",
+  unknown: "not known yet",
+};
+
+/** Of /v1/egress: what bytes were. */
+export const KINDS = {
+  delta: "our deltas, encoded, to reducers",
+  mean: "parts of the mean that we reduced",
+  vote: "votes",
+  roster: "calls to rounds",
+  record: "records of who is present",
+  log: "log entries, to who catches up",
+  snapshot: "snapshots, to who joins",
+  rules: "run rules and tokenizer",
+  contact: "greetings and clock readings",
+};
+
+/** Of Status.isolation.checks (trainer.md, host/probes.py): what has to be impossible. */
+export const CHECKS = {
+  "data.interfaces": "the data side has no network but its own loopback",
+  "data.sockets": "it can open no socket of any kind",
+  "data.io_uring": "nor have the kernel open one",
+  "data.descriptors": "it was handed nothing open but its channel",
+  "data.network_side": "it cannot open the network side's files",
+  "data.memory": "nor its memory",
+  "data.privileges": "it has no privilege, and can get none",
+  "data.writes": "it can write nothing but its checkpoint",
+  "network.devices": "the network side has no GPU",
+  "network.families": "it can open sockets of the usual kinds only",
+  "network.io_uring": "nor have the kernel open others",
+  "network.places": "it sees no folder where people keep data",
+  "network.privileges": "it has no privilege, and can get none",
+  "network.trainer_config": "it cannot read the data side's settings",
+  "network.trainer_memory": "it cannot open the data side's memory",
+  "network.trainer_files": "nor its files",
+};
+export const VERDICTS = { held: "✓", open: "✗", untried: "?" };
+
+/** Of Story.missing. */
+export const MISSING = { roster: "not in the roster", part: "part lost", mean: "not in the mean", vote: "no vote" };
+
+export const STAGES = ["gathering", "reducing", "settling", "committing"];
+
+export const spaced = (word) => word.replaceAll("_", " ");
