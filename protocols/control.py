@@ -162,23 +162,23 @@ class Story:
     @classmethod
     def from_json(cls, raw: object) -> "Story":
         """As it was stored, by this version or another. Raises TypeError, ValueError or KeyError if it is none."""
-        return cast(Story, _stored(cls, raw))
+        return cast(Story, stored(cls, raw))
 
 
-def _stored(kind: Any, value: object) -> Any:
+def stored(kind: Any, value: object) -> Any:
     """`value`, out of a file of JSON, as a field of type `kind` holds it; fields with a default may be absent from a dataclass, and
     unknown ones are passed over. Raises TypeError, ValueError or KeyError for what the reader could not show."""
     if isinstance(kind, type) and is_dataclass(kind) and isinstance(value, dict):
         names = [item.name for item in fields(kind) if item.name in value or _is_needed(item)]
         kinds = get_type_hints(kind)
-        return kind(**{name: _stored(kinds[name], value[name]) for name in names})
+        return kind(**{name: stored(kinds[name], value[name]) for name in names})
     origin, inner = get_origin(kind), get_args(kind)
     if origin is UnionType:
-        return None if value is None else _stored(inner[0], value)
+        return None if value is None else stored(inner[0], value)
     if origin is tuple and isinstance(value, list):
-        return tuple(_stored(inner[0], item) for item in value)
+        return tuple(stored(inner[0], item) for item in value)
     if origin is dict and isinstance(value, dict):
-        return {_stored(inner[0], key): _stored(inner[1], item) for key, item in value.items()}
+        return {stored(inner[0], key): stored(inner[1], item) for key, item in value.items()}
     if kind is float and type(value) is float:
         return value
     if kind in (int, float) and type(value) is int and abs(value) <= limits.INTEGER:
@@ -255,6 +255,69 @@ class Isolation:
     enforced: bool
     method: str
     checks: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """Bytes."""
+
+    sent: int = 0
+    received: int = 0
+
+    def __add__(self, other: "Moved") -> "Moved":
+        return Moved(self.sent + other.sent, self.received + other.received)
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A daemon was killed at some time in it: what it moved then is not counted."""
+
+    from_ms: int
+    until_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """One way, in bytes: `payload` + `libp2p` (handshakes, its own messages and framing) + `resent` (by TCP) + `headers` (of TCP, IP
+    and the link) + `rest` (neither) = `interfaces`, what the interfaces say that our connections use."""
+
+    payload: int
+    libp2p: int
+    resent: int
+    headers: int
+    rest: int
+    interfaces: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reconciliation:
+    """`payload` against what the kernel counts, since the run was joined or resumed. `by_peer`: `payload`, and `tcp`, what the
+    connections to it carried. `cut`: connections that our side cut off, or of whose end nobody told; what the last second of
+    them moved may be missing."""
+
+    since_ms: int
+    sent: Balance
+    received: Balance
+    by_peer: dict[str, dict[str, Moved]]
+    interfaces: tuple[str, ...]
+    connections: int
+    cut: int
+
+
+@dataclass(frozen=True, slots=True)
+class Egress:
+    """What left this machine by our doing, and what came. `since_ms`, `until_ms`: what is counted here; the sums go without `api`,
+    which leaves no machine. `reconciliation`: None, and `unreconciled` says why, where there is none."""
+
+    since_ms: int
+    until_ms: int
+    sum: Moved
+    by_kind: dict[str, Moved]
+    by_peer: dict[str, dict[str, Moved]]
+    api: Moved
+    gaps: tuple[Gap, ...]
+    reconciliation: Reconciliation | None
+    unreconciled: str
 
 
 @dataclass(frozen=True, slots=True)
