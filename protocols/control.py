@@ -306,15 +306,16 @@ class Reconciliation:
 
 @dataclass(frozen=True, slots=True)
 class Egress:
-    """What left this machine by our doing, and what came. `since_ms`, `until_ms`: what is counted here; the sums go without `api`,
-    which leaves no machine. `reconciliation`: None, and `unreconciled` says why, where there is none."""
+    """What left this machine by our doing, and what came, since `since_ms`. `api`: by listener, what this API answered and was
+    sent; it goes to whoever runs this machine, and is in no sum. `reconciliation`: None where there is none, and
+    `unreconciled` says why."""
 
     since_ms: int
     until_ms: int
     sum: Moved
     by_kind: dict[str, Moved]
     by_peer: dict[str, dict[str, Moved]]
-    api: Moved
+    api: dict[str, Moved]
     gaps: tuple[Gap, ...]
     reconciliation: Reconciliation | None
     unreconciled: str

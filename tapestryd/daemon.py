@@ -16,11 +16,12 @@ from pathlib import Path
 from socket import socket
 
 from protocols import limits
-from protocols.control import Ban, Certificate, Status, Story
+from protocols.control import Ban, Certificate, Egress, Status, Story
 from protocols.refusal import Refused
 from protocols.rounds import PauseAsked, ResumeAsked
 from protocols.rules import Invite, prefix_of
 from tapestryd import __version__
+from tapestryd.bookkeeper import Bookkeeper
 from tapestryd.config import DaemonConfig
 from tapestryd.doorkeeper import Doorkeeper
 from tapestryd.errors import DiskFull, LocalFault, StateFault, Unavailable
@@ -45,6 +46,7 @@ from tapestryd.picture import picture
 from tapestryd.session import Session
 from tapestryd.story import certificate
 from tapestryd.swarm.line import Line
+from tapestryd.swarm.meter import Meter
 from tapestryd.swarm.node import Node
 from tapestryd.training import model
 
@@ -76,6 +78,7 @@ class Daemon:
         self._watch: Watch
         self._dashboard: Web
         self._scraped: Web
+        self._books: Bookkeeper
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -83,12 +86,14 @@ class Daemon:
         try:
             self._identity = Identity.load_or_make(self._state.path / "identity.key")
             self._door = Doorkeeper(self.config.trust, self._state, now_ms)
+            self._books = Bookkeeper(self._state.path / "egress", now_ms)
             self._watch = Watch(self.status, now_ms, per_peer=self.config.metrics.per_peer)
             self._inbox = Inbox(self._state.path / "founded", self.config.storage.min_free_bytes)
             answers = Answers(self, self._watch, self._inbox)
             dashboard = Dashboard(self.config.dashboard, answers.page)
             self._dashboard, self._scraped = dashboard.web, scraped(self.config.metrics, answers.metrics)
             api = Api((*answers.routes, dashboard.link), self.config.api.socket, self._api)
+            self._books.serves({"socket": api, "dashboard": self._dashboard, "metrics": self._scraped})
             self.isolation.look()
             await api.start()
             await self._dashboard.start()
@@ -96,6 +101,7 @@ class Daemon:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self._stopping.set)
             says = asyncio.create_task(self._say())
+            counts = asyncio.create_task(self._count())
             try:
                 await self._resume_run()
                 self._notifier.ready()
@@ -112,6 +118,8 @@ class Daemon:
                 await self._scraped.stop()
                 await self._dashboard.stop()
                 await api.stop()
+                await self._books.close()
+                await counts
         finally:
             self._state.close()
         if self._failure is not None:
@@ -138,6 +146,12 @@ class Daemon:
         finally:
             watchdog.cancel()
 
+    async def _count(self) -> None:
+        try:
+            await self._books.run()
+        except Exception as error:
+            self._fail(error)
+
     async def _resume_run(self) -> None:
         """The run of the configuration, else the one that we were in."""
         target = self.config.run.join or self._state.current
@@ -162,13 +176,16 @@ class Daemon:
                 invite = Invite(invite.run_id, tuple(dict.fromkeys([*invite.peers, *known.peers]))[: limits.ADDRESSES])
         network = self.config.network
         bootstrap = [peer for peer in dict.fromkeys([*invite.peers, *network.bootstrap]) if not peer.endswith(self._identity.peer_id)]
+        await self._books.joining()
         node = await Node.start(
             prefix_of(invite.run_id), self._identity.path, network.listen, network.announce, bootstrap, verify, self._door,
             line=Line(lambda: network.max_upload_bytes, lambda: network.max_download_bytes, spare_near=network.lan_exempt),
+            meter=Meter(self._books.count),
         )  # fmt: skip
         if node.peer_id != self._identity.peer_id:
             await node.stop()
             raise StateFault(f"{self._identity.path}: p2pd reads another identity in it; restore it from a backup")
+        self._books.joined(node.p2pd, node.connections)
         self._state.current = str(invite)
         store = self._state.run(invite.run_id)
         self.session = Session(self.config, self._identity, store, node, self.isolation, self._watch, self._keep_peers, self._fail)
@@ -194,6 +211,7 @@ class Daemon:
     async def _end_session(self) -> None:
         session, self.session = self.session, None
         if session is not None:
+            await self._books.left()
             await session.stop(_STOP_S)
 
     # What the operator may ask.
@@ -216,6 +234,9 @@ class Daemon:
 
     def rules_toml(self) -> str | None:
         return self.session.rules.to_toml() if self.session and self.session.rules else None
+
+    async def egress(self, since_ms: int) -> Egress:
+        return await self._books.show(since_ms)
 
     def bans(self) -> tuple[Ban, ...]:
         return self._door.bans()

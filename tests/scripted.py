@@ -5,7 +5,26 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
-from protocols.control import Averaging, Ban, Certificate, Heldout, Isolation, Network, Peer, Run, Self, Status, Story, Traffic, Trainer
+from protocols.control import (
+    Averaging,
+    Balance,
+    Ban,
+    Certificate,
+    Egress,
+    Gap,
+    Heldout,
+    Isolation,
+    Moved,
+    Network,
+    Peer,
+    Reconciliation,
+    Run,
+    Self,
+    Status,
+    Story,
+    Traffic,
+    Trainer,
+)
 from tapestryd.config import Dashboard as Choices
 from tapestryd.errors import LocalFault
 from tapestryd.host.answers import Answers
@@ -46,6 +65,25 @@ STATUS = Status(
         Peer(OTHERS[1], "森の計算機\x1b[31m", OTHERS[0], "syncing", 38, "ef" * 32, False, (), None, None, 4.0, "0.1.0", -7.4),
     ),
 )
+EGRESS = Egress(
+    since_ms=0,
+    until_ms=90_000,
+    sum=Moved(1000, 2000),
+    by_kind={"delta": Moved(1000, 0), "mean": Moved(0, 2000)},
+    by_peer={OTHERS[0]: {"delta": Moved(1000, 0), "mean": Moved(0, 2000)}},
+    api={"socket": Moved(5, 0)},
+    gaps=(Gap(30_000, 40_000),),
+    reconciliation=Reconciliation(
+        40_000,
+        Balance(900, 50, 0, 66, 4, 1020),
+        Balance(1900, 60, 0, 132, 0, 2092),
+        {OTHERS[0]: {"payload": Moved(900, 1900), "tcp": Moved(950, 1960)}},
+        ("eth0",),
+        1,
+        0,
+    ),
+    unreconciled="",
+)
 IDLE = replace(
     STATUS,
     state="idle",
@@ -81,6 +119,9 @@ class Scripted:
 
     async def round(self, number: int) -> tuple[list[Story], Certificate | None]:
         return [story for story in self.stories if story.round == number], CERTIFICATE if number == 40 else None
+
+    async def egress(self, since_ms: int) -> Egress:
+        return replace(EGRESS, since_ms=since_ms)
 
     def rules_toml(self) -> str | None:
         return 'name = "tapestry-1b"\n' if self.now.run else None
@@ -121,7 +162,7 @@ class Scripted:
 
 
 class Served:
-    """An Api and a Dashboard in a thread with an event loop of its own, until closed."""
+    """An Api and a Dashboard in a thread with an event loop of its own, until closed. `moved`: what the Api counted."""
 
     def __init__(self, operator: Scripted, socket: Path, loop: asyncio.AbstractEventLoop, choices: Choices = CHOICES) -> None:
         self.operator = operator
@@ -130,6 +171,7 @@ class Served:
         answers = Answers(operator, operator.watch, self.inbox)
         self.dashboard = Dashboard(choices, answers.page)
         self.routes = (*answers.routes, self.dashboard.link)
+        self.moved: list[tuple[int, int]] = []
         self._loop = loop
         self._thread = threading.Thread(target=loop.run_forever)
         self._thread.start()
@@ -142,7 +184,9 @@ class Served:
             raise
 
     async def _made(self) -> Api:
-        return Api(self.routes, self.socket)
+        api = Api(self.routes, self.socket)
+        api.count = lambda *moved: self.moved.append(moved)
+        return api
 
     def run(self, job):  # type: ignore[no-untyped-def]
         return asyncio.run_coroutine_threadsafe(job, self._loop).result(10)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from aiohttp import web
 
-from protocols import TREATY
-from protocols.control import READY, Ban, Certificate, Peer, Status, Story
+from protocols import TREATY, limits
+from protocols.control import READY, Ban, Certificate, Egress, Peer, Status, Story
 from tapestryd.host.clock import now_ms
 from tapestryd.host.fields import Doc, Flag, Line, Names, PeerId, Seconds, Span, Target, Text, Whole
 from tapestryd.host.inbox import Inbox
@@ -106,6 +106,10 @@ class Answers:
                 "GET", "/v1/rounds/{number}", "All that is remembered of one round.", self._round,
                 {"round": int, "stories": list[Story], "certificate": Certificate | None}, {"number": Whole(0, _ROUND_MAX)}, others=(none,),
             ),
+            Route(
+                "GET", "/v1/egress", "What was sent and received, by kind and peer, and what the kernel says of it.", self._egress,
+                Egress, {"since": Whole(0, limits.INTEGER, 0)},
+            ),
             Route("GET", "/v1/version", "The daemon's version and treaty.", self._version, {"version": str, "treaty": int}),
             Route(
                 "GET", "/v1/run", "The joined run.", self._run,
@@ -183,6 +187,9 @@ class Answers:
         if not stories:
             raise Refusal(HTTPStatus.NOT_FOUND, f"nothing is remembered of round {number}; `tapestry rounds` lists the latest")
         return {"round": number, "stories": [asdict(story) for story in stories], "certificate": certificate and asdict(certificate)}
+
+    async def _egress(self, since: int) -> Doc:
+        return asdict(await self._operator.egress(since))
 
     async def _version(self) -> Doc:
         return {"version": self._operator.status().version, "treaty": TREATY}

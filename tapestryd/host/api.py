@@ -15,7 +15,7 @@ from aiohttp import web
 from protocols import limits
 from tapestryd.host import control_socket
 from tapestryd.host.openapi import documented
-from tapestryd.host.route import Handler, Refusal, Route, answer_faults
+from tapestryd.host.route import Count, Handler, Refusal, Route, answer_faults, counting
 
 logger = logging.getLogger(__name__)
 
@@ -24,16 +24,18 @@ HOSTS = ("localhost", "tapestry")
 
 
 class Api:
-    """Serves `routes` on one socket, from start to stop, in the running event loop."""
+    """Serves `routes` on one socket, from start to stop, in the running event loop. `count` may be set before it starts."""
 
     def __init__(self, routes: Sequence[Route], socket: Path, listening: Socket | None = None) -> None:
         """`listening`: one that somebody else has made at this path, and will remove."""
+        self.count: Count = lambda *_: None
         self._path = socket
         self._listening = listening
         app = web.Application(middlewares=[answer_faults, _guard], client_max_size=limits.CONTROL_BYTES, logger=logger)
         for route in documented(routes):
             app.router.add_route(route.method, route.path, route.serve)
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=2.0)
+        counted = counting(lambda *moved: self.count(*moved))
+        self._runner = web.AppRunner(app, access_log=logger, access_log_class=counted, handle_signals=False, shutdown_timeout=2.0)
         self._bound: tuple[Socket, int] | None = None
         self._server: asyncio.Server | None = None
 

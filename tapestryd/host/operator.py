@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from protocols.control import Ban, Certificate, Status, Story
+from protocols.control import Ban, Certificate, Egress, Status, Story
 
 
 class Operator(Protocol):
@@ -17,6 +17,9 @@ class Operator(Protocol):
 
     async def round(self, number: int) -> tuple[list[Story], Certificate | None]:
         """All that is remembered of one round, oldest first, and what its log entry certifies, if that is here."""
+
+    async def egress(self, since_ms: int) -> Egress:
+        """What moved since then (Unix time), or since the beginning of the hour or day that it lies in."""
 
     def rules_toml(self) -> str | None: ...
 

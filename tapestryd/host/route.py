@@ -13,6 +13,7 @@ from http import HTTPStatus
 from typing import Any
 
 from aiohttp import web
+from aiohttp.abc import AbstractAccessLogger
 
 from protocols import limits
 from protocols.control import SCHEMA
@@ -22,6 +23,9 @@ from tapestryd.host.fields import Asked, Doc, Field
 logger = logging.getLogger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+Count = Callable[[int, int], None]
+"""(sent, received): the bytes of an answer, and of the body that came with the question."""
 
 
 class Refusal(Exception):
@@ -136,3 +140,13 @@ async def answer_faults(request: web.Request, handler: Handler) -> web.StreamRes
 def _problem(status: HTTPStatus, detail: str, extra: Mapping[str, object] | None = None) -> web.Response:
     body = {"schema": SCHEMA, "title": status.phrase, "status": int(status), "detail": detail} | dict(extra or {})
     return web.json_response(body, status=int(status), content_type="application/problem+json")
+
+
+def counting(count: Count) -> type[AbstractAccessLogger]:
+    """Nothing is logged: an access logger is who aiohttp tells how large an answer was, once it is out."""
+
+    class Counting(AbstractAccessLogger):
+        def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
+            count(max(response.body_length, response.content_length or 0), request.content_length or 0)
+
+    return Counting

@@ -7,6 +7,7 @@
     ├── current                 the joined run, as an invite
     ├── witness.json            where the trainer's ledger was, by witness.py
     ├── bans.json               peers banned for a time, by their faults or by the operator
+    ├── egress/                 what was sent and received (host/tallies.py)
     └── runs/<run_id>/
         ├── rules.json          canonical run rules
         ├── tokenizer.json      if the rules name one

@@ -15,7 +15,7 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from protocols import limits
-from tapestryd.host.route import Handler, Refusal, answer_faults
+from tapestryd.host.route import Count, Handler, Refusal, answer_faults, counting
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ HEADERS = {
 
 class Web:
     """`key`: the setting that `address` comes from; None: it never listens. `hosts`: names by which it may be asked, beside any IP
-    address; None: by any."""
+    address; None: by any. `count` may be set before it starts."""
 
     def __init__(
         self, key: str, address: tuple[str, int] | None, hosts: Collection[str] | None, routes: Iterable[web.RouteDef]
@@ -40,10 +40,12 @@ class Web:
         self.trouble = ""
         self._key = key
         self._address = address
+        self.count: Count = lambda *_: None
         app = web.Application(middlewares=[answer_faults, _guard(hosts)], client_max_size=limits.CONTROL_BYTES, logger=logger)
         app.add_routes(routes)
         app.on_response_prepare.append(_harden)
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=2.0)
+        counted = counting(lambda *moved: self.count(*moved))
+        self._runner = web.AppRunner(app, access_log=logger, access_log_class=counted, handle_signals=False, shutdown_timeout=2.0)
 
     async def start(self) -> None:
         if self._address is None:

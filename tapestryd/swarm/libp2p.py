@@ -100,9 +100,10 @@ class Libp2p:
         found = {}
         for peer in await self.p2p.list_peers():
             for address in peer.addrs:
-                match str(address).split("/"):
-                    case ["", "ip4" | "ip6", host, "tcp", port]:
-                        found[host, int(port)] = peer.peer_id.to_base58()
+                with suppress(ValueError, LookupError):  # of a transport that hivemind's multiaddr has never heard of
+                    match str(address).split("/"):
+                        case ["", "ip4" | "ip6", host, "tcp", port]:
+                            found[host, int(port)] = peer.peer_id.to_base58()
         return found
 
     async def stop(self) -> None:

@@ -40,6 +40,7 @@ _STREAMS_A_PEER = 32
 _ASK_AGAIN_S = 10.0
 
 _DHT_S = 15.0
+_CONNECTIONS_S = 1.0
 _AT_ONCE_S = 1.0
 _AGAIN_S = 0.2
 _STOP_S = 1.0
@@ -131,7 +132,8 @@ class Node:
     async def connections(self) -> dict[tuple[str, int], str]:
         """IP address and TCP port of the other end → peer, of the connections that are open."""
         with suppress(*_LOST):
-            return await self._libp2p.connections()
+            async with asyncio.timeout(_CONNECTIONS_S):
+                return await self._libp2p.connections()
         return {}
 
     @property

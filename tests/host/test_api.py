@@ -11,7 +11,7 @@ import pwd
 import socket
 import stat
 import tempfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import uvloop
 from protocols import limits
 from tapestryd.errors import ConfigFault, DiskFull, LocalFault, Unavailable
 from tapestryd.host import control_socket
-from tests.scripted import IDLE, INVITE, PEER, STATUS, Scripted, Served
+from tests.scripted import EGRESS, IDLE, INVITE, PEER, STATUS, Scripted, Served
 
 Headers = dict[str, str]
 
@@ -69,8 +69,27 @@ def test_reading(served: Served) -> None:
     assert [story["round"] for story in get("/v1/rounds/40")["stories"]] == [40]
     assert get("/v1/rounds/40")["certificate"]["signed_by"] == [PEER]
     assert get("/v1/rounds/39")["certificate"] is None
+    assert get("/v1/egress") == {"schema": 1} | json.loads(json.dumps(asdict(EGRESS)))
+    assert get("/v1/egress?since=60000")["since_ms"] == 60_000
     assert get("/v1/version") == {"schema": 1, "version": "0.1.0", "treaty": 1}
     assert get("/v1/run") == {"schema": 1, "id": "ab" * 32, "name": "tapestry-1b", "invite": INVITE, "rules_toml": 'name = "tapestry-1b"\n'}
+
+
+def test_bytes_of_answers_and_bodies_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "exports").mkdir()
+    (tmp_path / "exports" / "model.safetensors").write_bytes(b"x" * (3 << 20))
+    served = Served(Scripted(tmp_path / "exports"), tmp_path / "t.sock", uvloop.new_event_loop())
+    try:
+        status = ask(served.socket, "GET", "/v1/status")[1]
+        ask(served.socket, "POST", "/v1/export", {})
+        ask(served.socket, "GET", "/v1/export/model.safetensors")
+        ask(served.socket, "POST", "/v1/pause", b'{"for_s": 60}')
+    finally:
+        served.close()
+    sent, received = zip(*served.moved, strict=True)
+    assert len(json.dumps(status)) < sent[0] < len(json.dumps(status)) + 1000
+    assert 3 << 20 <= sent[2] < (3 << 20) + 1000
+    assert received == (0, 2, 0, 13)
 
 
 def test_numbers_that_json_lacks_become_null(served: Served) -> None:
@@ -140,6 +159,7 @@ def test_changes(served: Served) -> None:
         ("POST", "/v1/bans", {}, 405, "POST /v1/bans"),
         ("GET", "/v1/rounds?limit=0", None, 400, "limit = '0': must be a whole number from 1 to 1000"),
         ("GET", "/v1/rounds?limit=many", None, 400, "limit = 'many'"),
+        ("GET", "/v1/egress?since=yesterday", None, 400, "since = 'yesterday': must be a whole number from 0 to"),
         ("GET", "/v1/rounds/7", None, 404, "nothing is remembered of round 7"),
         ("GET", "/v1/rounds/last", None, 400, "number = 'last': must be a whole number"),
         ("GET", "/v1/rounds/-1", None, 400, "number = '-1': must be a whole number"),
