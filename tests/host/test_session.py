@@ -46,10 +46,11 @@ def home_of(folder: Path, rules: str = FIRST) -> Home:
     return Home(folder, evaluate=0, every="1h", release=rules)
 
 
-def train(daemon: Daemon, beats: int = 1) -> Beat:
-    """Some local steps, and what was said about them while they went on."""
+def train(daemon: Daemon, steps: int = 0) -> Beat:
+    """Some local steps, more than so many, and what was said about them while they went on."""
     daemon.send(Train(0, 0))
-    for _ in range(beats):
+    first = beat = daemon.next(Beat)
+    while beat.steps - first.steps < steps:
         beat = daemon.next(Beat)
     daemon.send(Rest())
     return beat
@@ -145,7 +146,7 @@ def test_what_is_withheld_stays_here_and_is_not_lost(rules: str, reason: Withhol
 def test_the_same_vector_does_not_leave_twice(tmp_path: Path, begin: Begin) -> None:
     """Nor one that differs from it by fewer steps than the rules say, whatever becomes of the round."""
     daemon = begin(home_of(tmp_path, FIRST.replace("min_steps = 1\n", "min_steps = 3\n")))
-    train(daemon)
+    train(daemon, 3)
     assert isinstance(stop(daemon, 0), Delta)
     assert stop(daemon, 1) == Withheld(1, 0, Withhold.FEW_STEPS)
     assert stop(daemon, 2, ALL_FRAGMENTS) == Withheld(2, ALL_FRAGMENTS, Withhold.FEW_STEPS)
@@ -243,13 +244,13 @@ def test_after_a_crash_the_ledger_says_what_was_released(tmp_path: Path, begin: 
     home = home_of(tmp_path, FIRST.replace("min_steps = 1\n", "min_steps = 3\n"))
     daemon = begin(home)
     daemon.base(0)  # a checkpoint
-    train(daemon)
+    train(daemon, 3)
     assert isinstance(stop(daemon, 0, 0), Delta)
     drawn = written(home)[-1].batches  # type: ignore[union-attr]
     crash(daemon)
     daemon = begin(home)
     assert stop(daemon, 2, 0) == Withheld(2, 0, Withhold.FEW_STEPS)
-    train(daemon)
+    train(daemon, 3)
     again = released(daemon, 4, 0)
     entry = written(home)[-1]
     assert isinstance(entry, Released)
