@@ -1,33 +1,31 @@
 """`tapestry audit`: what left this machine and what was kept back, from the data side's ledger; `--verify` proves that nobody changed it.
 
-Runs as a program of its own, because it checks signatures. Needs no daemon: ledger and witness are files, for whoever may read
-them (root, or each side's user). Only reads; a trainer may be writing meanwhile.
+Runs as a program of its own, because it checks signatures. Ledger and witness are files, for whoever may read them (root, or each
+side's user), also while a trainer writes; only what the network side sent in all is asked of the daemon, if there is one.
 """
 
 import argparse
 import json
+import os
 import shutil
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from protocols.canonical import digest
 from protocols.control import SCHEMA, Exit
 from protocols.ledger import HEADS_BYTES, Chain, Entry, Heads, Opened, Recovered, Released, Withheld, parse
 from protocols.refusal import Refused
-from protocols.trainer import ALL_FRAGMENTS
+from tapestryd.client import Client, Doc, default_socket
 from tapestryd.config import Checkpoint, Node
 from tapestryd.errors import LocalFault, NotAllowed
 from tapestryd.host.clock import now_ms
 from tapestryd.host.keys import verify
 from tapestryd.host.ledger import read, segments
 from tapestryd.program import ended
-from tapestryd.screen import duration, labelled, size, table
 from tapestryd.settings import parse_duration
-
-Doc = dict[str, Any]
+from tapestryd.statement import shown
 
 LEDGER = Checkpoint().dir / "ledger"
 WITNESS = Node().state_dir / "witness.json"
@@ -153,7 +151,9 @@ def compare(found: Account, memory: Memory) -> str:
     return f"{memory.file} agrees, on {len(memory.heads.heads)} entries"
 
 
-def document(found: Account, folder: Path, *, verified: bool, witness: str | None) -> Doc:
+def document(found: Account, folder: Path, witness: str | None, egress: Doc | str) -> Doc:
+    """`witness`: what came of the comparison with it, None if the ledger was not checked; `egress`: the daemon's document, or why not."""
+
     def listed(kind: type) -> list[Doc]:
         return [{"entry": one.number, "time_ms": one.time_ms, **asdict(one.what)} for one in found.entries if isinstance(one.what, kind)]
 
@@ -171,55 +171,11 @@ def document(found: Account, folder: Path, *, verified: bool, witness: str | Non
         "totals": asdict(found.totals),
         "in_all": asdict(found.in_all),
         "torn": found.torn,
-        "verified": verified,
+        "verified": witness is not None,
         "witness": witness,
+        "egress": None if isinstance(egress, str) else egress,
+        "egress_unknown": egress if isinstance(egress, str) else "",
     }
-
-
-def shown(doc: Doc, *, now_ms: int, width: int) -> str:
-    """The document as text."""
-    window = f"in {duration(max(0, now_ms - doc['since_ms']) / 1000)}"
-    sections = [
-        ("Ledger", [doc["ledger"], f"entries {doc['first']} to {doc['last']}", f"key {doc['key']}"]),
-        ("Released", _left(doc["totals"], window)),
-        ("", _left(doc["in_all"], "in all")),
-        ("Withheld", _kept(doc["totals"], window)),
-        ("Recovered", [f"entry {one['entry']}: a crash left a line of {one['bytes']} bytes unfinished" for one in doc["recovered"]]),
-        ("Unfinished", [f"{doc['torn']} bytes behind the last line: it is being written, or a crash tore it"] if doc["torn"] else []),
-        ("Verified", ["every entry is signed, and follows the one before it"] if doc["verified"] else []),
-        ("Witness", [doc["witness"]] if doc["witness"] else []),
-    ]
-    lines = labelled(sections, width)
-    listed = sorted(doc["released"] + doc["withheld"], key=lambda one: int(one["entry"]))
-    if listed:
-        head = ("ENTRY", "AGO", "RUN", "ROUND", "FRAGMENT", "RESULT", "STEPS", "EXAMPLES", "NORM", "CLIP", "NOISE", "BYTES", "SHA-256")
-        lines += ["", *table([head, *(_row(one, now_ms) for one in listed)], width)]
-    return "\n".join(lines) + "\n"
-
-
-def _left(totals: Doc, when: str) -> Iterator[str]:
-    yield f"{totals['released']} {'vector' if totals['released'] == 1 else 'vectors'} {when}"
-    yield size(totals["bytes"])
-    if totals["epsilon"]:
-        yield f"epsilon {totals['epsilon']:.3g}"
-
-
-def _kept(totals: Doc, when: str) -> Iterator[str]:
-    yield f"{sum(totals['withheld'].values()) + totals['unwritten']} {when}"
-    yield from (f"{count} {reason}" for reason, count in sorted(totals["withheld"].items()))
-    if totals["unwritten"]:
-        yield f"{totals['unwritten']} only counted"
-
-
-def _row(one: Doc, now_ms: int) -> tuple[str, ...]:
-    kept = one.get("reason")
-    noise = f"{one['noise_std']:.3g}" if one.get("noise_std") else "-"
-    return (
-        str(one["entry"]), duration(max(0, now_ms - one["time_ms"]) / 1000), one["run"][:8], str(one["round"]),
-        "all" if one["fragment"] == ALL_FRAGMENTS else str(one["fragment"]), f"withheld: {kept}" if kept else "released",
-        str(one["steps"]), str(one["examples"]),
-        *(("-",) * 5 if kept else (f"{one['norm']:.4g}", f"{one['clip']:.3g}", noise, size(one["bytes"]), one["sha256"][:16])),
-    )  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> int:
@@ -238,12 +194,22 @@ def run(options: argparse.Namespace) -> int:
         fault = {"file": str(broken.file), "entry": broken.entry, "what": broken.what}
         print(json.dumps({"schema": SCHEMA, "verified": False, "fault": fault}, ensure_ascii=False, indent=2))
         return Exit.FAILED
-    doc = document(found, folder, verified=options.verify, witness=told)
+    doc = document(found, folder, told, _egress(options, found.since_ms))
     if options.json:
         print(json.dumps(doc, ensure_ascii=False, indent=2))
     else:
         print(shown(doc, now_ms=now, width=shutil.get_terminal_size((160, 24)).columns), end="")
     return Exit.OK
+
+
+def _egress(options: argparse.Namespace, since_ms: int) -> Doc | str:
+    """What this machine's daemon says that it sent, or why it says nothing. Of a ledger from elsewhere it does not know."""
+    if options.ledger and not options.socket:
+        return "--socket names the daemon whose ledger this is"
+    try:
+        return Client(options.socket or default_socket(os.environ)).ask("GET", f"/v1/egress?since={since_ms}")
+    except LocalFault as fault:
+        return str(fault)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -254,6 +220,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--ledger", type=Path, metavar="DIR", help=f"checkpoint.dir/ledger ({LEDGER})")
     p.add_argument("--witness", type=Path, metavar="FILE", help=f"what the network side remembers ({WITNESS})")
+    p.add_argument("--socket", type=Path, metavar="PATH", help="the daemon's control socket, to ask what it sent")
     p.add_argument("--json", action="store_true", help="print one document")
     return p
 

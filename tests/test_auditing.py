@@ -23,8 +23,10 @@ from tapestryd.host.keys import make_key, read_key
 from tapestryd.host.ledger import Ledger, segments
 from tapestryd.host.witness import Witness
 from tests.host.test_ledger import RELEASED, WITHHELD
+from tests.scripted import Served
 
 ROUNDS = 20
+WIDE = {**os.environ, "COLUMNS": "170"}
 DAY_MS = 86_400_000
 
 
@@ -251,39 +253,36 @@ def tapestry(*words: object, **more: Any) -> "subprocess.CompletedProcess[str]":
 
 
 def test_the_command_tells_people(kept: Kept) -> None:
-    done = tapestry("--ledger", kept.folder, "--witness", kept.witness, "--verify", env={**os.environ, "COLUMNS": "170"})
+    done = tapestry("--ledger", kept.folder, "--witness", kept.witness, "--verify", env=WIDE)
     assert (done.returncode, done.stderr) == (0, "")
     text = done.stdout.splitlines()
     assert text[0].startswith(f"Ledger     {kept.folder}   entries 1 to 63   key 12D3")
-    assert text[1:4] == [
+    assert text[1:7] == [
         "Released   16 vectors in 1d   64.0 KiB",
         "           48 vectors in all   192 KiB",
         "Withheld   6 in 1d   4 rate   2 only counted",
-    ]
-    assert text[4:6] == [
+        "Sent       not known: --socket names the daemon whose ledger this is",
         "Verified   every entry is signed, and follows the one before it",
         f"Witness    {kept.witness} agrees, on 48 entries",
     ]
-    assert text[7].split() == [
-        "ENTRY",
-        "AGO",
-        "RUN",
-        "ROUND",
-        "FRAGMENT",
-        "RESULT",
-        "STEPS",
-        "EXAMPLES",
-        "NORM",
-        "CLIP",
-        "NOISE",
-        "BYTES",
-        "SHA-256",
-    ]
-    assert len(text) == 8 + 20
+    assert text[8].split()[:7] == ["ENTRY", "AGO", "RUN", "ROUND", "FRAGMENT", "RESULT", "STEPS"]
+    assert len(text) == 9 + 20
     edited = edited_entry(kept)
     done = tapestry("--ledger", kept.folder, "--verify")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"tapestry audit: {kept.files[2]}: entry {edited}: entry {edited} is not signed by the ledger's key\n"
+
+
+def test_what_the_daemon_sent_is_beside_it(kept: Kept, served: Served, audit: Audit) -> None:
+    done = tapestry("--ledger", kept.folder, "--socket", served.socket, env=WIDE)
+    assert done.stdout.splitlines()[4] == "Sent       1000 B in 1d   delta 1000 B"
+    code, doc = audit("--socket", served.socket)
+    assert (code, doc["egress"]["by_kind"]["delta"]["sent"]) == (0, 1000)
+    assert doc["egress"]["since_ms"] == doc["since_ms"]
+    nobody = kept.folder / "nobody.sock"
+    code, doc = audit("--socket", nobody)
+    assert (code, doc["egress"]) == (0, None)
+    assert f"No daemon answers on {nobody}" in doc["egress_unknown"]
 
 
 def test_mistakes_are_sentences(kept: Kept, tmp_path: Path) -> None:

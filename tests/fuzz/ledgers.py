@@ -13,7 +13,7 @@ from protocols.canonical import digest, dumps
 from protocols.identity import identity_file, peer_id, public_key
 from protocols.ledger import HEADS_BYTES, LINE_BYTES, START, Entry, Heads, Opened, Recovered, Released, Withheld, line, parse
 from protocols.refusal import Refused
-from tapestryd import auditing
+from tapestryd import auditing, statement
 from tapestryd.config import Release
 from tapestryd.errors import LocalFault
 from tapestryd.host.ledger import Ledger, segments
@@ -88,7 +88,7 @@ def _ledger(data: bytes) -> None:
 def _proved(folder: Path) -> auditing.Account:
     found = auditing.Account(0, ())
     auditing.reckon(folder, found, check=True)
-    auditing.shown(auditing.document(found, folder, verified=True, witness=None), now_ms=0, width=80)
+    statement.shown(auditing.document(found, folder, "", ""), now_ms=0, width=80)
     assert segments(folder)
     return found
 
