@@ -145,11 +145,15 @@ class DaemonConfig:
 @dataclass(frozen=True, slots=True)
 class Data:
     """`paths`: folders or files of .txt, .md, .jsonl, .parquet (also .gz, .zst). `text_field`: where a row keeps its text.
-    Files named heldout.* are never trained on; where there are none, every 20th block of text is held out."""
+    Files named heldout.* are never trained on; where there are none, every 20th block of text is held out.
+    `require_manifest` false: data that nobody declared (`tapestry data add`) is taken as fully-open, and the log says so; true: it
+    is refused. `exclude`: a list of protected text, as `tapestry data protect` makes; documents that quote it are left out."""
 
     paths: tuple[Path, ...] = (Path("/srv/tapestry/data"),)
     text_field: str = "text"
     seed: int = 0
+    require_manifest: bool = False
+    exclude: str = ""
 
 
 @dataclass(frozen=True, slots=True)

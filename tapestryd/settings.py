@@ -163,6 +163,13 @@ def _join(value: str, folder: Path) -> str:
     return str(folder / value) if value else ""
 
 
+def _file(value: str, folder: Path) -> str:
+    """The whole path of a file, or nothing."""
+    if value and not os.path.isfile(folder / value):
+        raise ValueError("is not a file that exists; name one, or leave it empty")
+    return str(folder / value) if value else ""
+
+
 def _delegation(value: str, folder: Path) -> str:
     """The whole path of a file, which may come later: a Member has to know this node before it delegates it."""
     path = folder / value
@@ -294,6 +301,7 @@ CHECKS: dict[str, Callable[[Any, Path], Any]] = {
     "data.paths": _some,
     "data.text_field": _like(".+", "must name the field of a row that holds its text"),
     "data.seed": _between(0, (1 << 63) - 1),
+    "data.exclude": _file,
     "compute.device": _like(r"auto|cpu|mps|cuda(:\d{1,3})?", "must be auto, cpu, cuda, cuda:N or mps"),
     "compute.threads": _between(0, 1024),
     "compute.precision": _like("auto|fp32|bf16", "must be auto, fp32 or bf16"),

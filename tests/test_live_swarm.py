@@ -11,9 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from protocols.rules import RunRules
-from tapestryd.training.data import open_corpus
-from tapestryd.training.text import Bytes
 from tests.living import Peer, digests_by_height, found
+from tests.training.tiny import opened
 
 REGIONS = ("north", "south", "west")
 
@@ -121,7 +120,7 @@ def heldout_loss(model: torch.nn.Module, data: Path, rules: RunRules, tokens: in
     """Mean loss in nats per token of a Hugging Face model on the text that a trainer holds out of `data`."""
     cache = data.parent / "cache"
     cache.mkdir(exist_ok=True)
-    corpus = open_corpus([data], Bytes(), text_field="text", tokens=rules.inner.tokens, seed=0, cache=cache, alive=lambda: None)
+    corpus = opened([data], cache, rules.inner.tokens)
     model.eval()
     total, seen = 0.0, 0
     with torch.no_grad():

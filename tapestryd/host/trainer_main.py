@@ -29,6 +29,7 @@ from tapestryd.config import TrainerConfig
 from tapestryd.errors import ConfigFault, DiskFull, LocalFault, Unavailable
 from tapestryd.host.channel import Channel, Shared, content, share
 from tapestryd.host.clock import now_ms
+from tapestryd.host.datasets import Dataset, admitted
 from tapestryd.host.probes import Walls
 
 log = logging.getLogger(__name__)
@@ -91,18 +92,24 @@ def _run(channel: Channel, config_file: Path) -> None:
             )
             if tried := walls.due():
                 channel.send(tried)
+        with _blame(Code.DATA_UNREADABLE):
+            # A node of a run in roster mode speaks for a Member, or is let into no round (not_delegated).
+            found = admitted(
+                config.data.paths, require_manifest=config.data.require_manifest, volunteer=rules.membership == "open", budget=False
+            )  # fmt: skip
         with _blame(Code.LAYOUT):
             shared = share(hello, descriptors[:2], rules.layout())
         threads = config.compute.threads or max(1, len(os.sched_getaffinity(0)) - 1)
         # Both are read when the libraries are first imported, which is below.
         os.environ.update(OMP_NUM_THREADS=str(threads), HF_HUB_OFFLINE="1")
-        _train(channel, shared, config, rules, vocabulary, walls, threads, held)
+        _train(channel, shared, config, rules, vocabulary, found, walls, threads, held)
 
 
 def _train(
-    channel: Channel, shared: Shared, config: TrainerConfig, rules: RunRules, vocabulary: bytes, walls: Walls, threads: int, held: ExitStack
-) -> None:
-    """Build everything, say READY, and follow orders. `held` gets what must be let go at the end."""
+    channel: Channel, shared: Shared, config: TrainerConfig, rules: RunRules, vocabulary: bytes, found: list[Dataset], walls: Walls,
+    threads: int, held: ExitStack,
+) -> None:  # fmt: skip
+    """Build everything, say READY, and follow orders. `found`: data that may be used. `held` gets what must be let go at the end."""
     import torch
     from transformers.utils import logging as hub_logging
 
@@ -112,8 +119,10 @@ def _train(
     from tapestryd.host.session import Choices, Session
     from tapestryd.training.data import open_corpus
     from tapestryd.training.diloco import Replica, Where
+    from tapestryd.training.exclusion import Exclusion
     from tapestryd.training.model import fits, fresh
     from tapestryd.training.text import Bytes, FromJson
+    from tapestryd.training.tokens import Reader
 
     def alive() -> None:
         if channel.closing():
@@ -132,14 +141,14 @@ def _train(
     with _blame(Code.CONFIG):
         checkpoint = Checkpoint(config.checkpoint.dir, rules.run_id, waiting=alive)
         held.callback(checkpoint.close)
+        exclusion = Exclusion.load(Path(config.data.exclude)) if config.data.exclude else Exclusion(())
     with _blame(Code.LEDGER):
         ledger = Ledger(config.checkpoint.dir / "ledger", config.release, now_ms=now_ms, waiting=alive)
         held.callback(ledger.close)
     with _blame(Code.DATA_UNREADABLE):
-        corpus = open_corpus(
-            config.data.paths, tokenizer, text_field=config.data.text_field, tokens=inner.tokens, seed=config.data.seed,
-            cache=config.checkpoint.dir / "tokens", alive=alive,
-        )  # fmt: skip
+        reader = Reader(tokenizer, config.data.text_field, exclusion, config.checkpoint.dir / "tokens", alive)
+        files = {file: digest for dataset in found for file, digest in dataset.files.items()}
+        corpus = open_corpus(files, reader, tokens=inner.tokens, seed=config.data.seed)
     most = corpus.train_tokens // inner.tokens
     with _blame(Code.CONFIG):
         if most < config.release.min_examples:

@@ -12,7 +12,7 @@ import io
 import json
 import logging
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, ClassVar, Protocol, cast
 
@@ -25,31 +25,18 @@ from numpy.typing import NDArray
 
 from protocols.trainer import Code
 from tapestryd.errors import DataFault
+from tapestryd.training.exclusion import Exclusion
+from tapestryd.training.sources import DataUnreadable, kind_of
 
 log = logging.getLogger(__name__)
 
 END = 256
 """End of a document for the bytes tokenizer; ids below it are UTF-8 bytes."""
 
-KINDS = (".txt", ".md", ".jsonl", ".parquet")
-PACKED = (".gz", ".zst")
-
 Ids = NDArray[np.uint32]
 
 _CHUNK = 1 << 20
 """Bytes read, and about characters tokenised, at a time."""
-
-
-class DataMissing(DataFault):
-    code: ClassVar[Code] = Code.DATA_MISSING
-
-
-class DataUnreadable(DataFault):
-    code: ClassVar[Code] = Code.DATA_UNREADABLE
-
-
-class DataEmpty(DataFault):
-    code: ClassVar[Code] = Code.DATA_EMPTY
 
 
 class DataTooSmall(DataFault):
@@ -106,19 +93,16 @@ class FromJson:
         return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.uint32)
 
 
-def kind_of(path: Path) -> str:
-    """`.jsonl` for rows.jsonl.gz; "" for what we do not read."""
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    packed = bool(suffixes) and suffixes[-1] in PACKED
-    kind = "".join(suffixes[:-1][-1:] if packed else suffixes[-1:])
-    return kind if kind in KINDS and not (packed and kind == ".parquet") else ""
-
-
-def tokens_of(path: Path, text_field: str, tokenizer: Tokenizer) -> Iterator[Ids]:
-    """The file's ids in pieces; every document with text in it is followed by `end`. Raises DataUnreadable."""
+def tokens_of(path: Path, text_field: str, tokenizer: Tokenizer, exclusion: Exclusion) -> Iterator[Ids]:
+    """The file's ids in pieces; every document with text in it is followed by `end`. Those that quote what is excluded are left
+    out and counted. Raises DataUnreadable."""
     end = np.array([tokenizer.end], dtype=np.uint32)
+    excluded = 0
     try:
         for document in _documents(path, text_field):
+            if exclusion.covers(document):
+                excluded += 1
+                continue
             some = False
             for text in document:
                 if text:
@@ -129,16 +113,19 @@ def tokens_of(path: Path, text_field: str, tokenizer: Tokenizer) -> Iterator[Ids
     except (OSError, EOFError, zlib.error, zstandard.ZstdError, pyarrow.ArrowException) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
         raise DataUnreadable(f"{path}: cannot be read ({reason}); mend it or take it out of data.paths") from None
+    if excluded:
+        log.info("%s: %d documents quote protected text (data.exclude) and are left out", path, excluded)
 
 
-def _documents(path: Path, text_field: str) -> Iterator[Iterator[str]]:
+def _documents(path: Path, text_field: str) -> Iterator[Iterable[str]]:
+    """Each in pieces, which may be gone through more than once."""
     match kind_of(path):
         case ".jsonl":
-            yield from (iter([row]) for row in _json_rows(path, text_field))
+            yield from ([row] for row in _json_rows(path, text_field))
         case ".parquet":
-            yield from (iter([row]) for row in _parquet_rows(path, text_field))
+            yield from ([row] for row in _parquet_rows(path, text_field))
         case _:
-            yield _pieces(path)
+            yield Pieces(path)
 
 
 def _open(path: Path) -> BinaryIO:
@@ -153,17 +140,22 @@ def _open(path: Path) -> BinaryIO:
     return path.open("rb")
 
 
-def _pieces(path: Path) -> Iterator[str]:
-    """One text in pieces of about _CHUNK, cut behind a line where there is one: tokens seldom span lines."""
-    decoder = codecs.getincrementaldecoder("utf-8-sig")("replace")
-    rest = ""
-    with _open(path) as file:
-        while data := file.read(_CHUNK):
-            rest += decoder.decode(data)
-            cut = rest.rfind("\n") + 1 or len(rest)
-            yield rest[:cut]
-            rest = rest[cut:]
-    yield rest + decoder.decode(b"", final=True)
+class Pieces:
+    """A text file in pieces of about _CHUNK, cut behind a line where there is one: tokens seldom span lines. Read anew each time."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __iter__(self) -> Iterator[str]:
+        decoder = codecs.getincrementaldecoder("utf-8-sig")("replace")
+        rest = ""
+        with _open(self._path) as file:
+            while data := file.read(_CHUNK):
+                rest += decoder.decode(data)
+                cut = rest.rfind("\n") + 1 or len(rest)
+                yield rest[:cut]
+                rest = rest[cut:]
+        yield rest + decoder.decode(b"", final=True)
 
 
 def _json_rows(path: Path, field: str) -> Iterator[str]:

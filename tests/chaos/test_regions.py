@@ -16,12 +16,12 @@ import torch
 
 from protocols.rules import RunRules
 from tapestryd.training import model
-from tapestryd.training.data import Corpus, open_corpus
+from tapestryd.training.data import Corpus
 from tapestryd.training.diloco import Replica, Where
-from tapestryd.training.text import Bytes
 from tests.chaos.namespaces import Lan
 from tests.chaos.told import stage_times
 from tests.living import Peer, corpora, digests_by_height, found
+from tests.training.tiny import opened
 
 REGIONS = ("swahili", "ukrainian", "armenian", "basque")
 LATE = "latvian"
@@ -58,7 +58,7 @@ def corpus(rules: RunRules, region: str, cache: Path) -> Corpus:
     text = corpora()
     assert text is not None
     cache.mkdir(exist_ok=True)
-    return open_corpus([text / region], Bytes(), text_field="text", tokens=rules.inner.tokens, seed=0, cache=cache, alive=lambda: None)
+    return opened([text / region], cache, rules.inner.tokens)
 
 
 def alone(rules: RunRules, region: str, steps: int, rounds: int, cache: Path) -> dict[str, float]:

@@ -46,13 +46,16 @@ from tapestryd.errors import ConfigFault, DataFault, StateFault
 from tapestryd.host.answers import Answers
 from tapestryd.host.api import Api
 from tapestryd.host.checkpoint import Checkpoint
+from tapestryd.host.datasets import RECORD, record
 from tapestryd.host.inbox import Inbox
+from tapestryd.host.manifest import Manifest, parse, written
 from tapestryd.host.route import finite
 from tapestryd.host.store import RunStore, StateDir
 from tapestryd.host.trainer_main import _end
-from tapestryd.training.data import _indexed
+from tapestryd.training.exclusion import Exclusion
 from tapestryd.training.model import bytes_tokenizer, read_config
 from tapestryd.training.text import END, Bytes, FromJson, tokens_of
+from tapestryd.training.tokens import _indexed
 from tests.fuzz.target import Target
 from tests.fuzz.wire import ADA, BO, line
 from tests.people import MEMBERS, RULES, RUN, in_roster_mode
@@ -282,10 +285,22 @@ def _model(data: bytes) -> None:
 
 def _text(name: str) -> Callable[[bytes], None]:
     def check(data: bytes) -> None:
-        for ids in tokens_of(_file(name, data), "text", Bytes()):
+        for ids in tokens_of(_file(name, data), "text", Bytes(), Exclusion(())):
             assert ids.size == 0 or int(ids.max()) <= END
 
     return check
+
+
+def _data_manifest(data: bytes) -> None:
+    assert parse(written(found := parse(data))) == found
+
+
+def _record(data: bytes) -> None:
+    record(_file(RECORD, data).parent)
+
+
+def _exclusion(data: bytes) -> None:
+    Exclusion.load(_file("list", data))
 
 
 def _index(data: bytes) -> None:
@@ -298,6 +313,7 @@ BANS = (Ban(ADA.peer, "faults", "norm ×5", 1 << 52), Ban(BO.peer, "operator", "
 FLAGS = [b"storage.min_free=5 GiB", b"trust.ban_time=1h30m", b"network.listen=/ip4/0.0.0.0/tcp/1"]
 RUNS = (RULES, in_roster_mode(RULES))
 TOML_BYTES = 8 * limits.MIB
+MANIFEST = written(Manifest("sovereign", artifact_id="a", tier=2, epsilon=3.5, lineage=("b",), use_constraints=("attribution",)))
 ROWS = b'{"text":"one row"}\n{"text":"and another"}\n{"id":3}\n'
 
 MACHINE = {
@@ -321,6 +337,9 @@ MACHINE = {
     "rows": Target(_text("a.jsonl"), lambda: [ROWS], 1 << 16, (DataFault,)),
     "text_gz": Target(_text("a.txt.gz"), lambda: [gzip.compress(b"some text\n" * 9, mtime=0)], 1 << 12, (DataFault,), heap_bytes=1 << 24),
     "rows_zst": Target(_text("a.jsonl.zst"), lambda: [zstandard.compress(ROWS)], 1 << 12, (DataFault,), heap_bytes=1 << 24),
+    "data_manifest": Target(_data_manifest, lambda: [MANIFEST], 1 << 16, (ConfigFault,), heap_bytes=TOML_BYTES),
+    "data_record": Target(_record, lambda: [b"0" * 64 + b"  a/b.txt\n" + b"f" * 64 + b" *c.md\n"], 1 << 12, (DataFault,)),
+    "exclusion": Target(_exclusion, lambda: [b"0" * 64 + b"  # a poem\n\n"], 1 << 12, (ConfigFault,)),
     "token_index": Target(_index, lambda: [b'{"tokenizer":"bytes","end":256,"format":1,"tokens":12}'], 1 << 12),
 }  # fmt: skip
 """name → target."""

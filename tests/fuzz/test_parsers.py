@@ -39,8 +39,8 @@ BAIT = {
 }
 """What drives a careless parser into the square of its input, into recursion, or into memory. n: bytes."""
 
-_TOML = ("run_toml", "daemon_toml", "trainer_toml")
-"""Their input is written by whoever runs the node, and tomllib keeps the square of a dotted key's length: 4 GiB for 64 KiB of dots."""
+_TOML = ("run_toml", "daemon_toml", "trainer_toml", "data_manifest")
+"""Whoever runs the node writes their input. tomllib keeps the square of a dotted key's length: 4 GiB for 64 KiB of dots."""
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,6 +32,8 @@ from protocols.trainer import (
     Train,
     pack,
 )
+from tapestryd.host.datasets import declare
+from tapestryd.host.manifest import Manifest
 from tapestryd.training.model import bytes_tokenizer
 from tests.host.home import Daemon, Home
 from tests.training.tiny import CONFIGS, rules
@@ -302,6 +305,43 @@ def test_every_trouble_with_data_has_its_code(home: Home, daemons: list[Daemon],
     assert started_with_fault(home, daemons) == Code.DATA_MISSING
     assert f"{home.data}: no such file or folder; set data.paths in trainer.toml" in caplog.text
     assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        ({"data_class": "private"}, Code.DATA_FORBIDDEN),
+        ({"data_class": "sovereign"}, Code.DATA_FORBIDDEN),
+        ({"data_class": "fully-open", "use_constraints": ("no-training",)}, Code.DATA_FORBIDDEN),
+        ({"data_class": "fully-open", "tier": 1}, Code.DATA_FORBIDDEN),
+        ({"data_class": "fully-open", "tier": 2, "rights": "CC0-1.0"}, Code.TIER),
+        ({"data_class": "fully-open", "tier": 3, "rights": "CC0-1.0"}, Code.TIER),
+        ({"data_class": "fully-open", "tier": 4, "rights": "CC0-1.0"}, Code.TIER),
+    ],
+    ids=lambda value: value.name if isinstance(value, Code) else " ".join(map(str, value.values())),
+)
+def test_what_may_not_be_contributed_is_not_opened(said: dict[str, Any], code: Code, home: Home, daemons: list[Daemon]) -> None:
+    declare(home.data, Manifest(artifact_id="x", **said))
+    (home.data / "topics.txt").write_bytes(b"\xff" * 99)  # opened, it would be found to be another file than was recorded
+    assert started_with_fault(home, daemons) == code
+    assert not (home.checkpoints / "tokens").exists()
+
+
+def test_declared_data_is_what_was_recorded(home: Home, daemons: list[Daemon], caplog: pytest.LogCaptureFixture) -> None:
+    declare(home.data, Manifest("fully-open", artifact_id="topics", tier=1, rights="PSF-2.0"))
+    with caplog.at_level(logging.INFO):
+        daemon = ready(home, daemons)
+    assert "topics version 1, fully-open, tier 1, PSF-2.0, files=1" in caplog.text
+    daemon.send(Quit())
+    assert daemon.end() == 0
+    (home.data / "topics.txt").write_text("other text " * 1000)
+    assert started_with_fault(home, daemons) == Code.DATA_FORBIDDEN
+    assert "changed since its manifest was made" in caplog.text
+
+
+def test_undeclared_data_can_be_refused(home: Home, daemons: list[Daemon]) -> None:
+    home.config.write_text(home.config.read_text().replace("[data]", "[data]\nrequire_manifest = true"))
+    assert started_with_fault(home, daemons) == Code.DATA_FORBIDDEN
 
 
 def test_trouble_with_the_settings_has_its_code(home: Home, daemons: list[Daemon]) -> None:

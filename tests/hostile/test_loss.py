@@ -17,12 +17,11 @@ from protocols.rules import Codec, RunRules
 from tapestryd.base import SharedBase
 from tapestryd.exchange import Exchange, Offer
 from tapestryd.training import model as models
-from tapestryd.training.data import Corpus, open_corpus
+from tapestryd.training.data import Corpus
 from tapestryd.training.diloco import Replica, Where
-from tapestryd.training.text import Bytes
 from tests.living import corpora
 from tests.people import RATE, Person
-from tests.training.tiny import genesis, rules, write_text
+from tests.training.tiny import genesis, opened, rules, write_text
 
 HONEST = 7
 ROUNDS = 20
@@ -86,7 +85,7 @@ def texts(folder: Path) -> list[Corpus]:
         (folders[-1] / "text.txt").write_text(prose[number * share : (number + 1) * share])
     found = []
     for number, path in enumerate(folders):
-        found.append(open_corpus([path], Bytes(), text_field="text", tokens=32, seed=number, cache=folder / "cache", alive=lambda: None))
+        found.append(opened([path], folder / "cache", 32, number))
     return found
 
 

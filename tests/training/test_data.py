@@ -1,7 +1,5 @@
 """The corpus: what is held out, which windows are drawn, and the token cache."""
 
-import os
-from collections.abc import Callable, Iterable
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,15 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocols.trainer import Code
-from tapestryd.errors import DiskFull, StateFault
 from tapestryd.training import data
-from tapestryd.training.data import Corpus, Stream, held_blocks, open_corpus
-from tapestryd.training.text import Bytes, DataEmpty, DataMissing, DataTooSmall, DataUnreadable
-from tests.training.tiny import write_text
-
-
-def opened(paths: Iterable[Path], cache: Path, tokens: int = 32, alive: Callable[[], None] = lambda: None) -> Corpus:
-    return open_corpus(paths, Bytes(), text_field="text", tokens=tokens, seed=0, cache=cache, alive=alive)
+from tapestryd.training.data import Corpus, Stream, held_blocks
+from tapestryd.training.sources import DataEmpty, DataMissing, DataUnreadable
+from tapestryd.training.text import DataTooSmall
+from tests.training.tiny import opened
 
 
 def counting(*sizes: int) -> Stream:
@@ -131,62 +125,6 @@ def test_files_named_heldout_are_never_trained_on(tmp_path: Path) -> None:
     assert set(small.heldout(400).flatten().tolist()) <= {ord("a"), 256}
 
 
-def test_text_is_tokenised_once(tmp_path: Path) -> None:
-    folder = write_text(tmp_path / "d")
-    calls: list[int] = []
-
-    def count() -> None:
-        calls.append(1)
-
-    first = opened([folder], tmp_path / "cache", alive=count)
-    assert calls
-    calls.clear()
-    second = opened([folder], tmp_path / "cache", alive=count)
-    assert not calls
-    assert torch.equal(first.batch(0, 4), second.batch(0, 4))
-    (folder / "topics.txt").write_text("quite another text " * 100)
-    third = opened([folder], tmp_path / "cache", alive=count)
-    assert calls
-    assert not torch.equal(first.batch(0, 4), third.batch(0, 4))
-    assert len(list((tmp_path / "cache").iterdir())) == 2
-
-
-@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"tokens": 3}'])
-def test_a_damaged_cache_is_made_again(damage: bytes, tmp_path: Path) -> None:
-    folder = write_text(tmp_path / "d")
-    first = opened([folder], tmp_path / "cache")
-    next((tmp_path / "cache").glob("*.json")).write_bytes(damage)
-    assert torch.equal(opened([folder], tmp_path / "cache").batch(0, 4), first.batch(0, 4))
-    ids = next((tmp_path / "cache").glob("*.bin"))
-    ids.write_bytes(ids.read_bytes()[:-2])
-    assert torch.equal(opened([folder], tmp_path / "cache").batch(0, 4), first.batch(0, 4))
-
-
-def test_a_large_cache_is_mapped(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("abcdefgh" * 200_000)
-    corpus = opened([tmp_path / "a.txt"], tmp_path / "cache")
-    assert isinstance(corpus._train._parts[0], np.memmap)
-    assert corpus.batch(0, 2).shape == (2, 33)
-
-
-def test_an_interrupted_tokenisation_leaves_nothing(tmp_path: Path) -> None:
-    def gone() -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        opened([write_text(tmp_path / "d")], tmp_path / "cache", alive=gone)
-    assert not list((tmp_path / "cache").iterdir())
-
-
-def test_a_folder_is_searched_below_and_hidden_files_are_not_read(tmp_path: Path) -> None:
-    for name in ("d/x/b.jsonl", "d/a.txt", "d/.git/c.txt", "d/.d.txt", "d/e.py"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("x")
-    (tmp_path / "d" / "f.txt").symlink_to(tmp_path / "d" / "a.txt")
-    (tmp_path / "d" / "g.txt").symlink_to(tmp_path / "nowhere")
-    assert [path.name for path in data.find([tmp_path / "d", tmp_path / "d" / "a.txt"])] == ["a.txt", "b.jsonl"]
-
-
 def test_every_kind_of_trouble_has_its_code_and_sentence(tmp_path: Path) -> None:
     for name in ("empty", "blank", "small", "other"):
         (tmp_path / name).mkdir()
@@ -196,7 +134,7 @@ def test_every_kind_of_trouble_has_its_code_and_sentence(tmp_path: Path) -> None
     cases = [
         (tmp_path / "nowhere", DataMissing, Code.DATA_MISSING, "no such file"),
         (tmp_path / "empty", DataEmpty, Code.DATA_EMPTY, "no .txt"),
-        (tmp_path / "blank", DataEmpty, Code.DATA_EMPTY, "no text in 1 files"),
+        (tmp_path / "blank", DataEmpty, Code.DATA_EMPTY, "no text in the 1 files"),
         (tmp_path / "small", DataTooSmall, Code.DATA_TOO_SMALL, "has 4 tokens, one window takes 33"),
         (tmp_path / "other" / "a.py", DataUnreadable, Code.DATA_UNREADABLE, "not one of"),
     ]
@@ -206,27 +144,3 @@ def test_every_kind_of_trouble_has_its_code_and_sentence(tmp_path: Path) -> None
         assert fault.value.code == code
     with pytest.raises(DataEmpty, match=r"empty data\.paths"):
         opened([], tmp_path / "cache")
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_folder_that_may_not_be_read_is_unreadable(tmp_path: Path) -> None:
-    (tmp_path / "d").mkdir(mode=0o000)
-    with pytest.raises(DataUnreadable, match="Permission denied"):
-        opened([tmp_path / "d"], tmp_path / "cache")
-
-
-def test_a_cache_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
-    (tmp_path / "cache").write_text("a file where a folder belongs")
-    with pytest.raises(StateFault, match=r"set checkpoint\.dir"):
-        opened([write_text(tmp_path / "d")], tmp_path / "cache")
-
-
-@pytest.mark.skipif(not os.access("/dev/full", os.W_OK), reason="needs /dev/full")
-def test_a_full_disk_is_told_from_other_trouble(tmp_path: Path) -> None:
-    folder = write_text(tmp_path / "d")
-    opened([folder], tmp_path / "cache")
-    ids = next((tmp_path / "cache").glob("*.bin"))
-    ids.unlink()
-    ids.with_suffix(".partial").symlink_to("/dev/full")
-    with pytest.raises(DiskFull, match="No space left"):
-        opened([folder], tmp_path / "cache")

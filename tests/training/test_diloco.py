@@ -8,10 +8,9 @@ import torch
 
 from protocols.trainer import ALL_FRAGMENTS
 from tapestryd.training import model as models
-from tapestryd.training.data import Corpus, open_corpus
+from tapestryd.training.data import Corpus
 from tapestryd.training.diloco import Replica, Where
-from tapestryd.training.text import Bytes
-from tests.training.tiny import CONFIGS, INNER, built, write_text
+from tests.training.tiny import CONFIGS, INNER, built, opened, write_text
 
 CPU = torch.device("cpu")
 
@@ -19,9 +18,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     folder = tmp_path_factory.mktemp("corpus")
-    return open_corpus(
-        [write_text(folder / "d")], Bytes(), text_field="text", tokens=INNER.tokens, seed=0, cache=folder / "c", alive=lambda: None
-    )
+    return opened([write_text(folder / "d")], folder / "c", INNER.tokens)
 
 
 def replica(corpus: Corpus, name: str = "llama", *, bf16: bool = False, seed: int = 0) -> Replica:

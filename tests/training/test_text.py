@@ -13,13 +13,16 @@ import tokenizers
 import zstandard
 
 from protocols.trainer import Code
-from tapestryd.training.text import END, Bytes, DataUnreadable, FromJson, TokenizerFault, kind_of, tokens_of
+from tapestryd.training.exclusion import Exclusion
+from tapestryd.training.sources import DataUnreadable
+from tapestryd.training.text import END, Bytes, FromJson, TokenizerFault, tokens_of
 
+NOTHING = Exclusion(())
 ROWS = ["one", "", "zwei ü", "三"]
 
 
 def ids_of(path: Path, field: str = "text") -> list[int]:
-    pieces = list(tokens_of(path, field, Bytes()))
+    pieces = list(tokens_of(path, field, Bytes(), NOTHING))
     return np.concatenate(pieces).tolist() if pieces else []
 
 
@@ -73,7 +76,7 @@ def test_invalid_utf8_is_replaced_and_a_mark_dropped(tmp_path: Path) -> None:
 
 def test_large_files_stream_in_pieces(tmp_path: Path) -> None:
     text = "".join(f"line {number} äöü\n" for number in range(200_000))
-    pieces = list(tokens_of(pack(tmp_path / "a.txt", text.encode()), "text", Bytes()))
+    pieces = list(tokens_of(pack(tmp_path / "a.txt", text.encode()), "text", Bytes(), NOTHING))
     assert len(pieces) > 3
     assert max(piece.size for piece in pieces) < 2 << 20
     assert np.concatenate(pieces).astype(np.uint8)[:-1].tobytes() == text.encode()
@@ -94,14 +97,6 @@ def test_a_truncated_archive_is_a_sentence(tmp_path: Path) -> None:
         ids_of(tmp_path / "a.txt.gz")
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [("a.txt", ".txt"), ("a.b.jsonl.GZ", ".jsonl"), ("a.parquet.gz", ""), ("a.py", ""), ("txt", ""), ("a.gz", ""), ("heldout.md", ".md")],
-)
-def test_kinds_are_told_by_name(name: str, kind: str) -> None:
-    assert kind_of(Path(name)) == kind
-
-
 @pytest.fixture
 def words() -> bytes:
     """A word-level tokenizer.json with an end token, 7."""
@@ -116,7 +111,7 @@ def test_a_tokenizer_file_is_used(words: bytes, tmp_path: Path) -> None:
     tokenizer = FromJson(words, None)
     assert (tokenizer.size, tokenizer.end, len(tokenizer.digest)) == (8, 7, 64)
     (tmp_path / "a.txt").write_text("a b c d zzz")
-    assert np.concatenate(list(tokens_of(tmp_path / "a.txt", "text", tokenizer))).tolist() == [1, 2, 3, 4, 0, 7]
+    assert np.concatenate(list(tokens_of(tmp_path / "a.txt", "text", tokenizer, NOTHING))).tolist() == [1, 2, 3, 4, 0, 7]
     assert FromJson(words, 3).end == 3
     assert tokenizer.encode("a \ud800").tolist() == [1, 0]
 

@@ -2,6 +2,7 @@
 
 import json
 import pydoc_data.topics
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,11 @@ from protocols.layout import Layout, parse_tensor
 from protocols.rules import Averaging, Codec, Inner, Model, Outer, RunRules, Tokenizer
 from protocols.schedule import Schedule
 from tapestryd.training import model, vector
+from tapestryd.training.data import Corpus, open_corpus
+from tapestryd.training.exclusion import Exclusion
+from tapestryd.training.sources import find
+from tapestryd.training.text import Bytes
+from tapestryd.training.tokens import Reader
 
 CONFIGS: dict[str, dict[str, object]] = {
     "llama": {
@@ -60,6 +66,14 @@ def rules(name: str = "llama", fragments: int = 2, **inner: object) -> RunRules:
 def genesis(name: str = "llama", fragments: int = 2) -> torch.Tensor:
     _, made, layout = built(name, fragments)
     return vector.bind(made, layout, "cpu")
+
+
+def opened(
+    paths: Iterable[Path], cache: Path, tokens: int = 32, seed: int = 0, alive: Callable[[], None] = lambda: None
+) -> Corpus:  # fmt: skip
+    """The corpus of all text under `paths`, as bytes; nothing of it declared or excluded."""
+    reader = Reader(Bytes(), "text", Exclusion(()), cache, alive)
+    return open_corpus(dict.fromkeys(find(paths), ""), reader, tokens=tokens, seed=seed)
 
 
 def write_text(folder: Path, characters: int = 100_000) -> Path:
