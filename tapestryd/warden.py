@@ -23,6 +23,7 @@ from tapestryd.config import DaemonConfig, TrainerConfig, load_trainer
 from tapestryd.errors import ConfigFault, StateFault
 from tapestryd.host import control_socket
 from tapestryd.host.box import Box, enter, interpreter
+from tapestryd.host.datasets import MANIFEST
 from tapestryd.host.inherited import FIRST, announced
 from tapestryd.host.steward import environment_of
 
@@ -54,8 +55,10 @@ def network_box(config: DaemonConfig, trainer: TrainerConfig | None, files: Sequ
 
 
 def data_box(config: DaemonConfig, trainer: TrainerConfig) -> Box:
-    readable = (*interpreter(os.environ), config.trainer.config, *trainer.data.paths)
-    return Box(readable, (trainer.checkpoint.dir,), (config.node.state_dir,), _nodes((*_NODES, *_GPU_NODES)), ())
+    readable = [*interpreter(os.environ), config.trainer.config, *trainer.data.paths]
+    readable += [folder / MANIFEST for path in trainer.data.paths for folder in path.parents]  # a part of a data set is to be told from one
+    readable += [Path(trainer.data.exclude)] if trainer.data.exclude else []
+    return Box(tuple(readable), (trainer.checkpoint.dir,), (config.node.state_dir,), _nodes((*_NODES, *_GPU_NODES)), ())
 
 
 def _nodes(patterns: Sequence[str]) -> tuple[Path, ...]:

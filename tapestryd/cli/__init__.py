@@ -21,8 +21,9 @@ _PROGRAMS = {
     ("lineage",): "tapestryd.audit",
     ("audit",): "tapestryd.auditing",
     ("member",): "tapestryd.delegating",
+    ("data",): "tapestryd.declaring",
 }
-"""Verbs that are programs of their own, because they import torch or cryptography."""
+"""Verbs that are programs of their own: they import torch or cryptography, or read the data."""
 EXITS = """exit codes: 0 done, 1 failed, 2 usage, 3 no daemon answers, 4 not permitted, 5 degraded (status --check),
 124 wait timed out, 130 interrupted"""
 
@@ -53,4 +54,5 @@ def parser() -> argparse.ArgumentParser:
     verbs.elsewhere("lineage", "tapestry lineage", "prove a base from files, offline")
     verbs.elsewhere("audit", "tapestry audit", "what left this machine, and that nobody changed the ledger of it")
     verbs.elsewhere("member", "tapestry member", "a Member's key and delegations")
+    verbs.elsewhere("data", "tapestry data", "declare the data that this machine trains on")
     return top

@@ -28,13 +28,16 @@ def saying_disk_full(what: Path) -> Iterator[None]:
         raise
 
 
-def write(path: Path, *chunks: bytes | memoryview, mode: int = 0o666) -> None:
-    """Replace `path` whole, or not at all. Raises DiskFull, OSError."""
+def write(path: Path, *chunks: bytes | memoryview, mode: int = 0o666, like: os.stat_result | None = None) -> None:
+    """Replace `path` whole, or not at all. `like`: the owner, group and mode that it is to have. Raises DiskFull, OSError."""
     temporary = path.with_name(path.name + ".new")
     with saying_disk_full(path):
         try:
             temporary.unlink(missing_ok=True)
             with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+                if like is not None:
+                    os.fchown(file.fileno(), like.st_uid, like.st_gid)
+                    os.fchmod(file.fileno(), like.st_mode & 0o7777)
                 for chunk in chunks:
                     file.write(chunk)
                 file.flush()
