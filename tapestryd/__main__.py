@@ -9,6 +9,7 @@ from pathlib import Path
 from tapestryd import __version__
 from tapestryd.config import load_daemon
 from tapestryd.errors import LocalFault
+from tapestryd.host import seccomp
 
 
 def parser() -> argparse.ArgumentParser:
@@ -48,10 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.check:
             print("The configuration is good.")
             return 0
-        if config.sandbox.method == "systemd" or options.inside:
+        if config.sandbox.method in ("systemd", "container") or options.inside:
+            seccomp.ensure(seccomp.NETWORK)
             from tapestryd import daemon
 
-            daemon.main(config, options.inside or "systemd")
+            daemon.main(config, options.inside or config.sandbox.method)
             return 0
         from tapestryd import warden
 

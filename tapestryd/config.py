@@ -119,8 +119,9 @@ class Trust:
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """`method`: systemd (the units do it) | namespaces (we do) | none | auto (namespaces; none where there can be none, and it is not
-    required). `require`: with a wall that does not hold, end (78). `read`: more files and folders that the network side may read."""
+    """`method`: systemd (the units do it) | container (one for each side does) | namespaces (we do) | none | auto (namespaces; none where
+    there can be none, and it is not required). `require`: with a wall that does not hold, end (78). `read`: more files and folders that
+    the network side may read."""
 
     method: str = "auto"
     require: bool = True

@@ -290,7 +290,7 @@ CHECKS: dict[str, Callable[[Any, Path], Any]] = {
     "log.level": _like("error|warning|info|debug", "must be error, warning, info or debug"),
     "log.format": _like("auto|text|json", "must be auto, text or json"),
     "trainer.socket": _socket,
-    "sandbox.method": _like("auto|systemd|namespaces|none", "must be auto, systemd, namespaces or none"),
+    "sandbox.method": _like("auto|systemd|container|namespaces|none", "must be auto, systemd, container, namespaces or none"),
     "storage.snapshot_every": _between(1, 1_000_000),
     "storage.keep_snapshots": _between(1, 1_000),
     "trust.score_disconnect": _between(-100, -1),

@@ -21,7 +21,7 @@ from pathlib import Path
 from tapestryd.child import die_with_parent
 from tapestryd.config import DaemonConfig, TrainerConfig, load_trainer
 from tapestryd.errors import ConfigFault, StateFault
-from tapestryd.host import control_socket
+from tapestryd.host import control_socket, seccomp
 from tapestryd.host.box import Box, enter, interpreter
 from tapestryd.host.datasets import MANIFEST
 from tapestryd.host.inherited import FIRST, announced
@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 
 _NODES = ("null", "zero", "full", "random", "urandom")
 _GPU_NODES = ("nvidia*", "nvidia-caps/*", "kfd", "dri/*", "dxg")
-_NETWORK = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 _NO_BOX = 120
 """Exit code of a child that could not be shut in: its sentence is in the pipe."""
@@ -51,7 +50,7 @@ def network_box(config: DaemonConfig, trainer: TrainerConfig | None, files: Sequ
                     f"{secret}, which only the data side may see, holds {path}, which the network side needs: move one of them "
                     "(data.paths, checkpoint.dir of the trainer's file; node.state_dir)"
                 )
-    return Box(tuple(readable), (config.node.state_dir,), hidden, _nodes(_NODES), _NETWORK)
+    return Box(tuple(readable), (config.node.state_dir,), hidden, _nodes(_NODES), seccomp.NETWORK)
 
 
 def data_box(config: DaemonConfig, trainer: TrainerConfig) -> Box:

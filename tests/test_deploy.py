@@ -85,4 +85,40 @@ def test_the_user_and_the_group(tmp_path: Path) -> None:
 def test_the_instructions_name_files_that_exist() -> None:
     named = set(re.findall(r"deploy/[\w./-]+", (DEPLOY / "README.md").read_text()))
     shipped = {str(path.relative_to(DEPLOY.parent)) for path in DEPLOY.rglob("*") if path.is_file() and path.name != "README.md"}
-    assert named == shipped
+    folders = {f"deploy/{name}" for name in ("systemd", "sysusers.d", "tmpfiles.d")}  # named as a whole
+    parts = {"deploy/place.sh", "deploy/systemd-user/configure.sh", "deploy/systemd-user/tapestry.service"}
+    parts |= {f"deploy/debian/{script}" for script in ("postinst", "prerm", "postrm")}  # of those that are named
+    missing = {path for path in shipped - named if not any(path.startswith(f"{folder}/") for folder in folders)}
+    assert missing <= parts
+    assert named <= shipped | folders
+
+
+@pytest.mark.parametrize(
+    "script", sorted((*DEPLOY.glob("*.sh"), *DEPLOY.glob("debian/*"), *DEPLOY.glob("slurm/*"))), ids=lambda path: path.name
+)
+def test_scripts_are_shell(script: Path) -> None:
+    shell = script.read_text().splitlines()[0].removeprefix("#!")
+    done = subprocess.run([shell, "-n", str(script)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_everything_is_put_in_its_place_and_configurations_stay(tmp_path: Path) -> None:
+    place = ["sh", str(DEPLOY / "place.sh"), str(tmp_path), "/usr/lib/systemd/system"]
+    subprocess.run(place, check=True)
+    placed = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert {f"usr/lib/systemd/system/{unit}" for unit in UNITS} <= placed
+    assert {"etc/tapestry/tapestryd.toml", "etc/tapestry/trainer.toml", "usr/lib/sysusers.d/tapestry.conf"} <= placed
+    ours = tmp_path / "etc" / "tapestry" / "trainer.toml"
+    ours.write_text("ours")
+    subprocess.run(place, check=True)
+    assert ours.read_text() == "ours"
+
+
+def test_the_users_own_service_finds_its_configuration_good(tmp_path: Path) -> None:
+    """The examples with one user's places: two files that load, with no path of the system's left."""
+    places = [str(tmp_path / name) for name in ("config", "state", "run", "data")]
+    subprocess.run(["sh", str(DEPLOY / "systemd-user" / "configure.sh"), *places], check=True)
+    for name, load in (("tapestryd.toml", load_daemon), ("trainer.toml", load_trainer)):
+        file = tmp_path / "config" / name
+        assert str(tmp_path) in repr(load(file, {}, {}))  # type: ignore[operator]
+        assert not re.search(r'"/(etc|srv|var|run)/', file.read_text())

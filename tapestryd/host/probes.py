@@ -93,9 +93,7 @@ def network_side(trainer: int, config: Path, needed: Sequence[Path]) -> Verdicts
     allowed = [path.resolve() for path in needed]
     verdicts = {
         "devices": not any(True for pattern in _GPUS for _ in Path("/dev").glob(pattern)),
-        "families": not any(
-            map(_makes_socket, set(range(_FAMILIES)) - {socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK})
-        ),
+        "families": not any(map(_makes_socket, set(range(_FAMILIES)) - set(seccomp.NETWORK))),
         "io_uring": _no_io_uring(),
         "places": not any(_strays(place, allowed) for place in _PLACES),
         "privileges": _powerless(),

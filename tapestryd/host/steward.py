@@ -1,11 +1,12 @@
 """`tapestry-trainer`: the data side's steward. Waits for the daemon, and runs one trainer process for each channel that it opens.
 
-    tapestry-trainer --config trainer.toml
+    tapestry-trainer --config trainer.toml [--listen PATH]
 
-Holds one listening SOCK_SEQPACKET socket, made by systemd (tapestry-trainer.socket) or by the warden, in the box that they put it in;
-trainers are its children and in the same box. Standard library only: it stays while trainers, with torch and the GPU's memory, come
-and go. Behind one that failed it ends, too, so that the next is started with the configuration, and in a box, as they are then. A
-trainer whose daemon has gone has GRACE_S to write its checkpoint; then SIGTERM, then SIGKILL. Knows nothing of what they say.
+Holds one listening SOCK_SEQPACKET socket, made by systemd (tapestry-trainer.socket) or by the warden, in the box that they put it in, or
+made by itself, in a container; it can make no other. Trainers are its children and in the same box. Standard library only: it stays
+while trainers, with torch and the GPU's memory, come and go. Behind one that failed it ends, too, so that the next is started with the
+configuration, and in a box, as they are then. A trainer whose daemon has gone has GRACE_S to write its checkpoint; then SIGTERM, then
+SIGKILL. Knows nothing of what they say.
 """
 
 import argparse
@@ -24,6 +25,8 @@ from pathlib import Path
 
 from protocols.trainer import Ended, pack
 from tapestryd.child import die_with_parent
+from tapestryd.errors import LocalFault
+from tapestryd.host import control_socket, seccomp
 from tapestryd.host.inherited import inherited
 
 log = logging.getLogger(__name__)
@@ -115,14 +118,27 @@ def _gone(channel: socket.socket) -> bool:
     return bool(poll.poll(0))
 
 
+def _made(path: Path) -> socket.socket:
+    made = control_socket.claim(path, "--listen", socket.SOCK_SEQPACKET, 0o660)
+    made.listen()
+    return made
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="tapestry-trainer", description="The data side of tapestryd: trains, and has no network.")
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="this machine's trainer.toml")
+    parser.add_argument(
+        "--listen", type=Path, metavar="PATH", help="make this socket and listen at it: in a container, where nobody else does"
+    )
     chosen = parser.parse_args(argv)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="trainer: %(message)s")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; what it means is the daemon's to say
     try:
-        listening = inherited(os.environ, os.getpid())["trainer"]
+        listening = _made(chosen.listen) if chosen.listen else inherited(os.environ, os.getpid())["trainer"]
+        seccomp.ensure(())
+    except LocalFault as fault:
+        log.error("%s", fault)
+        return fault.exit_code
     except (OSError, KeyError):
         log.error(
             "there is no socket to listen at; systemd (tapestry-trainer.socket) or `tapestryd` starts tapestry-trainer, people do not"

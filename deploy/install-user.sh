@@ -1,0 +1,28 @@
+#!/bin/sh
+# Install or upgrade tapestryd for this user alone, without root: its own service of the user's systemd, in boxes of its own making.
+# install-user.sh [DATA]: the folder of your text; ~/tapestry-data if none is named.
+set -eu
+here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
+fail() { echo "install-user.sh: $1" >&2; exit 1; }
+
+[ "$(id -u)" != 0 ] || fail "is for ordinary users; as root there is deploy/install.sh"
+python=${PYTHON:-python3}
+"$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2> /dev/null ||
+    fail "$python is not Python 3.11 or newer with venv (Debian: apt install python3-venv); name another: PYTHON=python3.12 sh $0"
+data=${1:-$HOME/tapestry-data}
+share=${XDG_DATA_HOME:-$HOME/.local/share}/tapestry
+state=${XDG_STATE_HOME:-$HOME/.local/state}/tapestry
+config=${XDG_CONFIG_HOME:-$HOME/.config}
+
+[ -x "$share/bin/python" ] || "$python" -m venv "$share"
+"$share/bin/pip" install --quiet --upgrade "$here/.."
+mkdir -p "$HOME/.local/bin" "$config/systemd/user"
+ln -sf "$share/bin/tapestry" "$HOME/.local/bin/tapestry"
+sh "$here/systemd-user/configure.sh" "$config/tapestry" "$state" "${XDG_RUNTIME_DIR:-/run/user/$(id -u)}/tapestry" "$data"
+sed -e "s|@SHARE@|$share|" -e "s|@CONFIG@|$config/tapestry|" "$here/systemd-user/tapestry.service" > "$config/systemd/user/tapestry.service"
+systemctl --user daemon-reload
+systemctl --user enable --quiet tapestry.service
+systemctl --user restart tapestry.service
+
+echo "tapestry.service runs while you are logged in; 'loginctl enable-linger' keeps it running. Text goes to $data; then:"
+echo "  $HOME/.local/bin/tapestry run join 'tapestry:…'"

@@ -1,0 +1,14 @@
+#!/bin/sh
+# Put units, users, folders, configurations and alerts where they belong under a root: place.sh DEST UNITS
+# DEST "" is this machine. UNITS: the folder of unit files, e.g. /etc/systemd/system. A configuration that is there already stays.
+set -eu
+here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
+dest=$1 units=$2
+install -d -m 0755 "$dest$units" "$dest/usr/lib/sysusers.d" "$dest/usr/lib/tmpfiles.d" "$dest/etc/tapestry" "$dest/usr/share/tapestry"
+install -m 0644 "$here"/systemd/* "$dest$units/"
+install -m 0644 "$here/sysusers.d/tapestry.conf" "$dest/usr/lib/sysusers.d/tapestry.conf"
+install -m 0644 "$here/tmpfiles.d/tapestry.conf" "$dest/usr/lib/tmpfiles.d/tapestry.conf"
+install -m 0644 "$here/prometheus/alerts.yml" "$here/grafana/tapestry.json" "$dest/usr/share/tapestry/"
+for name in tapestryd.toml trainer.toml; do
+    [ -e "$dest/etc/tapestry/$name" ] || install -m 0640 "$here/$name" "$dest/etc/tapestry/$name"
+done

@@ -1,0 +1,22 @@
+#!/bin/sh
+# Remove what install.sh installed, as root. The identity, the state, the ledger and the configuration stay, unless --purge is given.
+set -eu
+[ "$(id -u)" = 0 ] || { echo "uninstall.sh: must be run as root" >&2; exit 1; }
+case "${1:-}" in "" | --purge) ;; *) echo "uninstall.sh: $1 is not known; there is --purge" >&2; exit 2 ;; esac
+
+systemctl disable --quiet --now tapestry.target tapestryd.service tapestryd.socket tapestry-trainer.socket 2> /dev/null || true
+systemctl stop tapestry-trainer.service 2> /dev/null || true
+rm -f /etc/systemd/system/tapestry.target /etc/systemd/system/tapestry-*.service /etc/systemd/system/tapestry-*.socket \
+    /etc/systemd/system/tapestryd.service /etc/systemd/system/tapestryd.socket
+rm -f /usr/lib/sysusers.d/tapestry.conf /usr/lib/tmpfiles.d/tapestry.conf /usr/local/bin/tapestry
+rm -rf /opt/tapestry /usr/share/tapestry
+systemctl daemon-reload
+
+if [ "${1:-}" = --purge ]; then
+    rm -rf /etc/tapestry /var/lib/tapestry /var/lib/tapestry-train
+    for user in tapestry tapestry-train; do id "$user" > /dev/null 2>&1 && userdel "$user"; done
+    getent group tapestry-admin > /dev/null && groupdel tapestry-admin
+    echo "Removed, with the identity, the ledger and all local progress. /srv/tapestry/data, your text, is where it was."
+else
+    echo "Removed. /etc/tapestry, /var/lib/tapestry and /var/lib/tapestry-train stay; --purge removes them, too."
+fi
