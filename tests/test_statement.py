@@ -60,7 +60,7 @@ def test_the_whole_of_it() -> None:
         (replace(EGRESS, reconciliation=None, unreconciled="no netlink"), "Kernel     not compared: no netlink"),
         (
             replace(EGRESS, by_peer={f"peer{i}": {"delta": Moved(i, 0)} for i in range(12)}),
-            "To         " + "   ".join(f"peer{i} {i} B" for i in range(11, 3, -1)),
+            "To         " + "   ".join(f"peer{i} {i} B" for i in range(11, 3, -1)) + "   and 4 more",
         ),
     ],
     ids=["no daemon", "no kernel", "many peers"],
