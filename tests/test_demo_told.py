@@ -13,6 +13,7 @@ from tapestryd.demo.chart import Axes, Series
 from tapestryd.demo.progress import Progress
 
 IDS = {"prose": "12D3KooWprose", "библиотека": "12D3KooWlib"}
+PAGES = {"prose": "http://127.0.0.1:8471/", "библиотека": "http://127.0.0.1:8472/"}
 BASES = ["9d" * 32, "a1" * 32, "b2" * 32, "c3" * 32]
 LOSSES = {"prose": [5.386, 3.223, 2.390, 1.947], "библиотека": [5.331, 3.166, 2.487, 2.133]}
 
@@ -25,7 +26,7 @@ def status(name: str, height: int, *, state: str = "training", health: tuple[str
         "failed" if health else "training", "cpu", "fp32", "adamw8bit", 100 * height, 76_800 * height, 4321.0, 5.0 - height, 0, 0, heldout
     )
     return control.Status(
-        "0.1.0", control.Self(IDS[name], name, (), 7), 20.0, state, (), health,
+        "0.1.0", control.Self(IDS[name], name, (), 7, PAGES[name]), 20.0, state, (), health,
         control.Run("0997" * 16, "demo", "training", 3 + height, height, BASES[height], 7.21, "tapestry:", 246_336, 2, 2),
         trainer, control.Network(1, "unknown", 0), control.Averaging(None, 0, 0), control.Traffic(150_000 * height, 0, {}), {}, {},
     ).to_json()  # fmt: skip
@@ -118,6 +119,7 @@ tapestryd demo · 2 peers on this machine · 1m 15s                 ● round 4 
 Run      09970997   246k elements in 2 fragments   round 6, averaging in 7.2 s
 Base     height 3 of 6   c3c3c3c3c3c3   the same on all 2 peers
 Learned  held-out loss of the Shared Base, mean of all regions 5.359 → 2.040
+Pages    prose http://127.0.0.1:8471/   библиотека http://127.0.0.1:8472/
 Files    /tmp/d
 
 PEER        STATE     LOSS   TOK/S  STEPS  SENT     SHARED BASE, HELD-OUT LOSS
@@ -173,7 +175,7 @@ def test_lines() -> None:
     lines = [view.line(event) for event in [started, *events, {"event": "stopping", "s": 75.5, "reason": "SIGINT"}]]
     assert lines[:3] == [
         "    0.0 s  2 peers, each with its own text: prose, библиотека; kept in /tmp/d",
-        "   30.0 s  prose is up: 12D3KooWprose",
+        "   30.0 s  prose is up: 12D3KooWprose, its page: http://127.0.0.1:8471/",
         "   30.0 s  run 09970997: a model of 246k elements in 2 fragments",
     ]
     assert lines[9] == "   45.0 s  round 4 committed by prose, библиотека: height 1, base a1a1a1a1a1a1"

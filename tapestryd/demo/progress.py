@@ -25,6 +25,7 @@ class Peer:
 
     name: str
     peer_id: str = ""
+    page: str = ""
     state: str = "starting"
     health: tuple[str, ...] = ()
     failed: bool = False
@@ -100,7 +101,8 @@ class Progress:
 
         if not peer.peer_id:
             peer.peer_id = status["self"]["peer_id"]
-            tell("peer_up", peer_id=peer.peer_id)
+            peer.page = status["self"]["dashboard"]
+            tell("peer_up", peer_id=peer.peer_id, page=peer.page)
         peer.state, peer.health, peer.failed = status["state"], tuple(status["health"]), trainer["state"] == "failed"
         peer.sent_bytes = status["traffic"]["sent_bytes"]
         if run:

@@ -21,7 +21,9 @@ def render(progress: Progress, *, where: str, doing: str, width: int, rows: int,
     peers = list(progress.peers.values())
     heading = f"tapestryd demo · {len(peers)} peers on this machine · {duration(progress.now_s)}"
     lines = [_heading(heading, doing, width, _colour_of(progress) if colour else "")]
-    for label, text in (("Run", _run(progress)), ("Base", _base(progress)), ("Learned", _learned(progress)), ("Files", where)):
+    pages = "   ".join(f"{peer.name} {peer.page}" for peer in peers if peer.page) or "none yet"
+    about = (("Run", _run(progress)), ("Base", _base(progress)), ("Learned", _learned(progress)), ("Pages", pages), ("Files", where))
+    for label, text in about:
         line = cut(clean(label.ljust(_LABEL) + text), width)
         lines.append(f"{_BOLD}{line[:_LABEL]}{_RESET}{line[_LABEL:]}" if colour else line)
     lines += ["", *_table(("PEER", "STATE", "LOSS", "TOK/S", "STEPS", "SENT", "SHARED BASE, HELD-OUT LOSS"), map(_peer, peers), width)]
@@ -42,7 +44,7 @@ def line(event: Event) -> str:
         case "founded":
             text = f"run {e['run'][:8]}: a model of {number(e['elements'])} elements in {e['fragments']} fragments"
         case "peer_up":
-            text = f"{e['peer']} is up: {e['peer_id']}"
+            text = f"{e['peer']} is up: {e['peer_id']}" + (f", its page: {e['page']}" if e["page"] else "")
         case "joined":
             text = f"{e['peer']} holds the base {e['base_digest'][:12]} at height {e['height']}"
         case "evaluated":

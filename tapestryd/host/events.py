@@ -8,6 +8,7 @@ import asyncio
 import json
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import replace
 from http import HTTPStatus
 from itertools import islice
 from typing import Any
@@ -108,7 +109,7 @@ class Events:
 
 
 def _without_peers(status: Status) -> dict[str, Any]:
-    document = status.to_json()
+    document = replace(status, peers=()).to_json()  # a thousand of them would take 40 ms
     del document["peers"]
     return document
 

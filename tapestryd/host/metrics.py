@@ -107,6 +107,7 @@ def _training(status: Status) -> Iterator[Metric]:
     if trainer.steps:  # one that is starting does not know yet; 0 in between would look like a new beginning
         yield _counter("local_steps", "Local steps since the trainer's first start.", trainer.steps)
         yield _counter("tokens", "Tokens trained on since the trainer's first start.", trainer.tokens)
+    yield _counter("withheld", "Vectors that this machine's rules of release kept.", trainer.withheld)
     yield _counter("trainer_restarts", "Times that the trainer was started again.", trainer.restarts)
     yield _gauge("trainer_memory_bytes", "Memory of the trainer's device in use.", trainer.memory_bytes)
     if trainer.loss is not None:
