@@ -17,6 +17,7 @@ from protocols.trainer import Check
 from tapestryd.config import Dashboard as Choices
 from tapestryd.host import dashboard
 from tapestryd.host.trends import SERIES
+from tapestryd.swarm.meter import KINDS
 from tests.host.test_api import Headers, ask
 from tests.scripted import STATUS, Scripted, Served
 
@@ -107,8 +108,10 @@ def test_scripts_know_the_words_of_the_daemon(served: Served) -> None:
         assert f"  {state}: " in words
     for check in Check:
         assert f'"data.{check.name.lower()}": ' in words
-    kinds = set(re.findall(r"v1/(\w+)", FILES["page.js"])) - {"openapi"}
-    assert {f"/v1/{kind}" for kind in kinds} <= {route.path for route in served.routes} | {"/v1/token", "/v1/egress"}
+    for kind in {kind for both in KINDS.values() for kind in both}:
+        assert f'\n  {kind}: "' in words
+    asked = set(re.findall(r"v1/(\w+)", FILES["page.js"])) - {"openapi", "token"}
+    assert {f"/v1/{name}" for name in asked} <= {route.path for route in served.routes}
 
 
 def test_it_reads_what_the_operator_reads(page: Page) -> None:

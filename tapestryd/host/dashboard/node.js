@@ -75,19 +75,26 @@ function figure(value, name) {
 }
 
 export function left({ status, rounds, egress }) {
-  const { traffic, trainer } = status, last = rounds.findLast((story) => story.result === "committed");
+  const { withheld } = status.trainer, last = rounds.findLast((story) => story.result === "committed");
   const gave = last && `round ${whole(last.round)}: ${size(last.sent_bytes)} sent, after ${count(last.steps, "local step")}`;
-  const sum = egress ? egress.sum : { sent: traffic.sent_bytes, received: traffic.received_bytes };
-  const unsure = egress && !egress.reconciliation;
   describe(at("left"), [
-    [egress ? "Today" : "Since start", `${size(sum.sent)} sent, ${size(sum.received)} received`],
+    ["Today", egress && `${size(egress.sum.sent)} sent, ${size(egress.sum.received)} received`],
     ["Last contribution", gave ?? "none yet"],
-    ["Withheld", trainer.withheld > 0 && `${count(trainer.withheld, "delta")}, by this machine's rules of release`],
-    ["Checked", egress && (unsure ? clean(egress.unreconciled) : "against what the kernel counted of our connections")],
+    ["Withheld", withheld > 0 && `${count(withheld, "delta")}, by this machine's rules of release`],
+    ["By the kernel", egress && kernel(egress)],
+    ["Not counted", egress?.gaps.length > 0 && `up to a minute, ${count(egress.gaps.length, "time")}: the daemon was killed`],
   ]);
   const kinds = Object.entries(egress?.by_kind ?? {}).sort(([, a], [, b]) => b.sent - a.sent);
   const rows = kinds.map(([kind, { sent, received }]) => [KINDS[kind] ?? clean(kind), size(sent), size(received)]);
-  fill(at("kinds"), rows.length ? [table("Bytes by what they were", ["What", "Sent", "Received"], rows)] : []);
+  fill(at("kinds"), rows.length ? [table("Bytes of today by what they were", ["What", "Sent", "Received"], rows)] : []);
+}
+
+/** What the sockets carried, beside what we say that we handed over. */
+function kernel({ reconciliation, unreconciled }) {
+  if (!reconciliation) return clean(unreconciled);
+  const { payload, libp2p, resent } = reconciliation.sent;
+  const again = resent ? `; ${size(resent)} of it sent again` : "";
+  return `its sockets sent ${size(payload + libp2p)} in this run: ${size(payload)} by our own count, the rest libp2p's${again}`;
 }
 
 export function isolation({ status }) {

@@ -39,13 +39,13 @@ export const REACHABLE = {
 
 /** Of /v1/egress: what bytes were. */
 export const KINDS = {
-  delta: "our deltas, encoded, to reducers",
-  mean: "parts of the mean that we reduced",
+  delta: "deltas, encoded, to reducers",
+  mean: "reduced parts of the mean",
   vote: "votes",
-  roster: "calls to rounds",
+  roster: "calls to rounds, and rosters",
   record: "records of who is present",
-  log: "log entries, to who catches up",
-  snapshot: "snapshots, to who joins",
+  log: "log entries, for catching up",
+  snapshot: "snapshots, for joining",
   rules: "run rules and tokenizer",
   contact: "greetings and clock readings",
 };
