@@ -39,10 +39,16 @@ def _document() -> object:
     return document(documented(Answers(operator, operator.watch, Inbox(Path("/nonexistent"), 0)).routes))
 
 
+def _can_be_wrong(operation: schemathesis.APIOperation) -> bool:
+    """Whether there is a request that its schema forbids; any bytes will do for a file."""
+    bodies = list(operation.body)
+    return all(body.media_type == "application/json" for body in bodies) and (bool(bodies) or any(operation.iter_parameters()))
+
+
 SCHEMA = schemathesis.openapi.from_dict(_document())
 OPERATIONS = [SCHEMA[path][method] for path in SCHEMA for method in SCHEMA[path]]
 GOOD, BAD = schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE
-CASES = [(GOOD, one) for one in OPERATIONS] + [(BAD, one) for one in OPERATIONS if one.body or any(one.iter_parameters())]
+CASES = [(GOOD, one) for one in OPERATIONS] + [(BAD, one) for one in OPERATIONS if _can_be_wrong(one)]
 
 
 class OverUnix(HTTPAdapter):
