@@ -353,6 +353,27 @@ class Ban:
 
 
 @dataclass(frozen=True, slots=True)
+class Hold:
+    """Why not to train now. `says`: a sentence for people. `left_s`: when it ends, as things stand; None: nobody knows."""
+
+    reason: str
+    says: str
+    left_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """When this node trains. `mode`: always, auto, never; `mode_left_s`: then it is auto again. `finishing`: it pauses behind the round
+    at hand. `holds`: all that holds it. `changes_in_s`: when that is something else, as things stand."""
+
+    mode: str = "auto"
+    mode_left_s: float | None = None
+    finishing: bool = False
+    holds: tuple[Hold, ...] = ()
+    changes_in_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """`state`: idle, no run joined; joining, no peers or no base yet; syncing, catching up; training; averaging, which is
     gathering, reducing, settling or committing (`run.phase` says which); paused; stopping. `refusals`: what we refused;
@@ -375,6 +396,7 @@ class Status:
     declined: dict[str, int] = field(default_factory=dict)
     bans: int = 0
     disk: Disk | None = None
+    policy: Policy = field(default_factory=Policy)
     schema: int = field(default=SCHEMA)
 
     def to_json(self) -> dict[str, Any]:

@@ -83,7 +83,7 @@ class TrainerDown:
 
 @dataclass(frozen=True, slots=True)
 class Hindered:
-    """What on this machine forbids averaging now (clock, disk_low, …), each time anew; empty: nothing."""
+    """What on this machine forbids averaging now (clock, not_delegated), each time anew; empty: nothing."""
 
     reasons: tuple[str, ...]
 
@@ -128,16 +128,23 @@ class Failed:
     reason: str
 
 
+class Haste(Enum):
+    """What of the work in hand still goes on when something holds us."""
+
+    NOW = "now"
+    """Nothing: the round in hand is dropped."""
+    STEPS = "steps"
+    """Local steps end; a round that is being averaged, which takes no more of them, goes on to its end."""
+    ROUND = "round"
+    """The round in hand, local steps and all."""
+
+
 @dataclass(frozen=True, slots=True)
-class PauseAsked:
-    """`until_ms` 0: until ResumeAsked. Asked again, the later word holds."""
+class Held:
+    """Why not to train, as the operator and this machine's policy have it, each time anew; empty: train."""
 
-    until_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class ResumeAsked:
-    pass
+    reasons: tuple[str, ...]
+    haste: Haste = Haste.NOW
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +154,7 @@ class LeaveAsked:
 
 Event = (
     Tick | PeersSeen | BaseLoaded | CatchUpFailed | TrainerUp | TrainerDown | Hindered | Trained | Rostered | Reduced | Settled | Committed
-    | Failed | PauseAsked | ResumeAsked | LeaveAsked
+    | Failed | Held | LeaveAsked
 )  # fmt: skip
 
 # Effects: what to do.
@@ -232,8 +239,7 @@ class Member:
         self.trainer = False
         self.stepping = False
         self.hindrances: tuple[str, ...] = ()
-        self.pause_until_ms: int | None = None
-        """None: not paused; 0: until resumed."""
+        self.held: tuple[str, ...] = ()
         self.leaving = False
         self.fetching = False
         """A CatchUp has not been answered yet: until then the base may move under our feet, so nothing is trained on it."""
@@ -243,8 +249,10 @@ class Member:
     @property
     def reasons(self) -> tuple[str, ...]:
         """Everything that keeps us from training now, as the words of the control API."""
-        if self.state in (State.PAUSED, State.LEFT):
+        if self.state is State.LEFT:
             return ("user",)
+        if self.state is State.PAUSED:
+            return self.held
         if self.state not in (State.JOINING, State.SYNCING):
             return ()
         found = []
@@ -268,8 +276,6 @@ class Member:
             return self.schedule.boundary(self.round)
         if self.state is State.STOPPING or self.state in (State.GATHERING, State.REDUCING, State.SETTLING):
             return self.schedule.deadline(self.round)
-        if self.state is State.PAUSED and self.pause_until_ms:
-            return self.pause_until_ms
         return None
 
     def handle(self, event: Event, now_ms: int) -> list[Effect]:
@@ -284,6 +290,8 @@ class Member:
             self.peers = event.peers
         if isinstance(event, Hindered):
             self.hindrances = event.reasons
+        if isinstance(event, Held):
+            self.held = event.reasons
         move = MOVES.get((self.state, type(event)))
         effects = move(self, event, now_ms) if move else []
         if (self.state, self.tip) != before:
@@ -312,7 +320,7 @@ class Member:
         """Between rounds: leave, pause, catch up, train or wait, in this order of precedence."""
         if self.leaving:
             return self._to(State.LEFT)
-        if self.pause_until_ms is not None:
+        if self.held:
             return self._to(State.PAUSED)
         better = self._better()
         if self.fetching or better:
@@ -414,10 +422,12 @@ class Member:
         """STOPPING: the delta will not come. Later stages hold it already and go on without the trainer."""
         return [Discard(self.round, "trainer"), *self._settle_down(now_ms)]
 
-    def _pause(self, event: Event, now_ms: int) -> list[Effect]:
-        assert isinstance(event, PauseAsked)
-        self.pause_until_ms = event.until_ms
-        return self._interrupt("paused", now_ms)
+    def _hold(self, event: Event, now_ms: int) -> list[Effect]:
+        assert isinstance(event, Held)
+        if not self.held:
+            return self._settle_down(now_ms) if self.state is State.PAUSED else []
+        spared = {Haste.NOW: (), Haste.STEPS: IN_ROUND, Haste.ROUND: (State.TRAINING, *IN_ROUND)}[event.haste]
+        return [] if self.state in spared else self._interrupt("paused", now_ms)
 
     def _leave(self, event: Event, now_ms: int) -> list[Effect]:
         self.leaving = True
@@ -428,15 +438,6 @@ class Member:
             return []
         dropped: list[Effect] = [Discard(self.round, reason)] if self.state in IN_ROUND else []
         return [*dropped, *self._settle_down(now_ms)]
-
-    def _resume(self, event: Event, now_ms: int) -> list[Effect]:
-        self.pause_until_ms = None
-        return [] if self.state is State.COMMITTING else self._settle_down(now_ms)
-
-    def _pause_over(self, event: Event, now_ms: int) -> list[Effect]:
-        if not self.pause_until_ms or now_ms < self.pause_until_ms:
-            return []
-        return self._resume(event, now_ms)
 
 
 Move = Callable[[Member, Event, int], list[Effect]]
@@ -464,11 +465,8 @@ MOVES: dict[tuple[State, type[Any]], Move] = {
     (State.SETTLING, Tick): Member._deadline,
     (State.SETTLING, Settled): Member._settled,
     (State.COMMITTING, Committed): Member._committed,
-    (State.PAUSED, Tick): Member._pause_over,
     (State.PAUSED, BaseLoaded): Member._loaded,
-    (State.PAUSED, ResumeAsked): Member._resume,
-    (State.COMMITTING, ResumeAsked): Member._resume,
 }
 MOVES.update({(state, Failed): Member._failed for state in IN_ROUND})
-MOVES.update({(state, PauseAsked): Member._pause for state in _HERE})
+MOVES.update({(state, Held): Member._hold for state in _HERE})
 MOVES.update({(state, LeaveAsked): Member._leave for state in _HERE})

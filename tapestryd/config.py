@@ -97,7 +97,7 @@ class Log:
 @dataclass(frozen=True, slots=True)
 class Storage:
     """A snapshot is written every `snapshot_every` commits and the newest `keep_snapshots` are kept, beside genesis.
-    Below `min_free_bytes` of free disk neither a round nor a catch-up is begun (reasons disk_low, disk_full)."""
+    Below `min_free_bytes` of free disk this node pauses (reason disk_low)."""
 
     snapshot_every: int = 8
     keep_snapshots: int = 2

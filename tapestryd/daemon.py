@@ -18,7 +18,7 @@ from socket import socket
 from protocols import limits
 from protocols.control import Ban, Certificate, Egress, Status, Story
 from protocols.refusal import Refused
-from protocols.rounds import PauseAsked, ResumeAsked
+from protocols.rounds import IN_ROUND, Held, State
 from protocols.rules import Invite, prefix_of
 from tapestryd import __version__
 from tapestryd.bookkeeper import Bookkeeper
@@ -41,7 +41,9 @@ from tapestryd.host.store import StateDir
 from tapestryd.host.systemd import Notifier
 from tapestryd.host.watch import Watch
 from tapestryd.host.web import Web
+from tapestryd.host.will import Mode
 from tapestryd.isolation import Isolation
+from tapestryd.pauses import Pauses
 from tapestryd.picture import picture
 from tapestryd.session import Session
 from tapestryd.story import certificate
@@ -75,6 +77,7 @@ class Daemon:
         self._state: StateDir
         self._identity: Identity
         self._door: Doorkeeper
+        self._pauses: Pauses
         self._watch: Watch
         self._dashboard: Web
         self._scraped: Web
@@ -87,6 +90,7 @@ class Daemon:
             self._identity = Identity.load_or_make(self._state.path / "identity.key")
             self._door = Doorkeeper(self.config.trust, self._state, now_ms)
             self._books = Bookkeeper(self._state.path / "egress", now_ms)
+            self._pauses = Pauses(self.config, self._state, lambda: now_ms() / 1000, self._busy, self._hold)
             self._watch = Watch(self.status, now_ms, per_peer=self.config.metrics.per_peer)
             self._inbox = Inbox(self._state.path / "founded", self.config.storage.min_free_bytes)
             answers = Answers(self, self._watch, self._inbox)
@@ -102,6 +106,8 @@ class Daemon:
                 loop.add_signal_handler(number, self._stopping.set)
             says = asyncio.create_task(self._say())
             counts = asyncio.create_task(self._count())
+            self._pauses.look()
+            pauses = asyncio.create_task(self._pauses.run())
             try:
                 await self._resume_run()
                 self._notifier.ready()
@@ -114,6 +120,7 @@ class Daemon:
                 await self._end_session()
                 await self._door.close()
                 says.cancel()
+                pauses.cancel()
                 self._watch.events.close()
                 await self._scraped.stop()
                 await self._dashboard.stop()
@@ -189,6 +196,7 @@ class Daemon:
         self._state.current = str(invite)
         store = self._state.run(invite.run_id)
         self.session = Session(self.config, self._identity, store, node, self.isolation, self._watch, self._keep_peers, self._fail)
+        self.session.hold(self._pauses.held)
         await self.session.start()
         return invite.run_id
 
@@ -217,8 +225,8 @@ class Daemon:
     # What the operator may ask.
 
     def status(self) -> Status:
-        webs, peer_id = (self._dashboard, self._scraped), self._identity.peer_id
-        return picture(self.config, self.session, self._door, self.isolation, webs, peer_id, self._began, self._stopping.is_set())
+        webs, peer_id, policy = (self._dashboard, self._scraped), self._identity.peer_id, self._pauses.status()
+        return picture(self.config, self.session, self._door, self.isolation, policy, webs, peer_id, self._began, self._stopping.is_set())
 
     def rounds(self, limit: int) -> list[Story]:
         return list(self.session.history.stories)[-limit:] if self.session else []
@@ -254,13 +262,25 @@ class Daemon:
         return await self._door.unban(peer)
 
     async def pause(self, for_s: float | None) -> str:
-        member = self._member()
-        member.feed(PauseAsked(now_ms() + round(for_s * 1000) if for_s else 0))
-        return f"Paused for {for_s:g} s." if for_s else "Paused until `tapestry resume`."
+        return await self._pauses.pause(for_s)
+
+    async def finish(self) -> str:
+        return await self._pauses.finish()
 
     async def resume(self) -> str:
-        self._member().feed(ResumeAsked())
-        return "Resumed."
+        return await self._pauses.resume()
+
+    async def choose(self, mode: Mode, for_s: float | None) -> str:
+        return await self._pauses.choose(mode, for_s)
+
+    def _busy(self) -> bool:
+        member = self.session.member if self.session else None
+        return member is not None and member.state in (State.TRAINING, *IN_ROUND)
+
+    def _hold(self, held: Held) -> None:
+        if self.session is not None:
+            self.session.hold(held)
+        self._watch.look()
 
     def _member(self) -> Session:
         if self.session is None:

@@ -23,15 +23,15 @@ _STATES = {
 
 _HEALTH = {
     "clock": "the clock differs too much from the swarm's median; set it right (NTP), averaging waits",
-    "disk_low": "less free disk than storage.min_free; make room, averaging waits",
+    "disk_low": "less free disk than storage.min_free; make room, training waits",
     "disk_full": "too little free disk to catch up; make room, it is tried every 30 s",
     "no_donor": "no peer could show the lineage that it announced; trying again",
 }
 
 
 def picture(
-    config: DaemonConfig, session: Session | None, door: Doorkeeper, isolation: Isolation, webs: tuple[Web, Web], peer_id: str,
-    began: float, stopping: bool
+    config: DaemonConfig, session: Session | None, door: Doorkeeper, isolation: Isolation, policy: control.Policy, webs: tuple[Web, Web],
+    peer_id: str, began: float, stopping: bool
 ) -> control.Status:  # fmt: skip
     """`webs`: of the dashboard, and of the metrics. `began`: time.monotonic() of the daemon's start."""
     trainer = control.Trainer(state="off")
@@ -67,6 +67,7 @@ def picture(
         peers=session.neighbours.status(_base(session), door.score) if session else (),
         declined=dict(session.node.declined) if session else {},
         bans=len(door.bans()),
+        policy=policy,
         disk=control.Disk(shutil.disk_usage(config.node.state_dir).free, config.storage.min_free_bytes),
     )
 

@@ -20,7 +20,8 @@ _RED, _GREEN, _YELLOW = "\x1b[31m", "\x1b[32m", "\x1b[33m"
 def render(status: Doc, *, width: int, colour: bool, rows: int = 10) -> str:
     """One screen for a Status: is it well, what is it doing and for whom, why is it not training. `rows`: of the peer table."""
     sections = [
-        ("Why", status["reasons"]),
+        ("Why", _why(status)),
+        ("Policy", _policy(status["policy"])),
         ("Run", _run(status["run"])),
         ("Trainer", _trainer(status["trainer"])),
         ("Learned", _learned(status["trainer"]["heldout"])),
@@ -160,6 +161,25 @@ def _heading(status: Doc, width: int, colour: bool) -> str:
         well = state in ("training", "averaging")
         right = f"{_RED if status['health'] else _GREEN if well else _YELLOW}{right}{_RESET}"
     return f"{left} {right}"
+
+
+def _why(status: Doc) -> list[str]:
+    """Each reason in words, and when it ends, where that is known."""
+    holds = {hold["reason"]: f"{hold['reason']}: {hold['says']}{_lasts(hold['left_s'])}" for hold in status["policy"]["holds"]}
+    return [holds.get(reason, reason) for reason in status["reasons"]]
+
+
+def _policy(policy: Doc) -> list[str]:
+    """What is not as it always is."""
+    said = [f"mode {policy['mode']}{_lasts(policy['mode_left_s'])}"] if policy["mode"] != "auto" else []
+    said += ["finishing: a pause behind this round"] if policy["finishing"] else []
+    if not policy["holds"] and policy["changes_in_s"] is not None:
+        said.append(f"next change in {duration(policy['changes_in_s'])}")
+    return said
+
+
+def _lasts(left_s: float | None) -> str:
+    return "" if left_s is None else f", for another {duration(left_s)}"
 
 
 def _run(run: Doc | None) -> list[str]:

@@ -6,7 +6,6 @@ a time; a Discard cancels it. Nothing in here writes the base but through the Ke
 
 import asyncio
 import logging
-import shutil
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
@@ -89,6 +88,7 @@ class Session:
         self._timer: asyncio.TimerHandle | None = None
         self._published = 0.0
         self._kept = 0.0
+        self._held = rounds.Held(())
         self._reasons: tuple[str, ...] = ()
         self._trained: Delta | None = None
         self._unheard: set[int] = set()
@@ -160,6 +160,7 @@ class Session:
         tip = await self.keeper.open()
         await self._furnish(rules)
         self.member = rounds.Member(rules.schedule, rules.averaging.min_peers)
+        self.feed(self._held)
         if tip:
             log.info("base height=%d digest=%s from disk", tip.height, tip.base[:12])
             self.feed(rounds.BaseLoaded(tip))
@@ -231,14 +232,9 @@ class Session:
         found = []
         if not self.neighbours.clock()[0]:
             found.append("clock")
-        if self._disk_low():
-            found.append("disk_low")
         if self.roll and self.roll.trouble:
             found.append("not_delegated")
         return found
-
-    def _disk_low(self) -> bool:
-        return shutil.disk_usage(self.store.path).free < self.config.storage.min_free_bytes
 
     async def _announce(self) -> None:
         """Publish our presence. If nobody takes it, the next look tries again."""
@@ -259,6 +255,11 @@ class Session:
             log.warning("%s", gone)
 
     # Events in, effects out.
+
+    def hold(self, held: rounds.Held) -> None:
+        self._held = held
+        if self.member is not None:
+            self.feed(held)
 
     def feed(self, event: rounds.Event) -> None:
         member = self.member
@@ -421,8 +422,6 @@ class Session:
         before, began = self.keeper.base.tip, self.history.mark()
         trouble = why = ""
         try:
-            if self._disk_low():
-                raise DiskFull(f"{self.store.path}: less free disk than storage.min_free; make room and it goes on")
             await self.keeper.catch_up(tip, donors)
             self.neighbours.trust(donors)
         except (Gone, Refused) as error:

@@ -138,6 +138,12 @@ class Scripted:
     async def pause(self, for_s: float | None) -> str:
         return self._did(("pause", for_s), "Paused.")
 
+    async def finish(self) -> str:
+        return self._did("finish", "Finishing.")
+
+    async def choose(self, mode: str, for_s: float | None) -> str:
+        return self._did(("mode", mode, for_s), f"Mode {mode}.")
+
     async def resume(self) -> str:
         return self._did("resume", "Training goes on.")
 

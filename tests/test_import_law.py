@@ -37,6 +37,7 @@ ROOMS = {
     "tapestryd.client": {"protocols", "tapestryd.errors", "tapestryd.screen", "tapestryd.__version__"},
     "tapestryd.cli": {"protocols", "tapestryd.cli", "tapestryd.errors", "tapestryd.client", "tapestryd.screen", "tapestryd.settings",
                       "tapestryd.config", "tapestryd.program",
+                      "tapestryd.host.clock", "tapestryd.host.hours", "tapestryd.host.sensors.wall",
                       "tapestryd.__version__"},
 }  # fmt: skip
 """What a room may import beside the standard library. Rooms that are not named (the daemon and what it is made of) may import all."""

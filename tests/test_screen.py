@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from protocols.control import Averaging, Certificate, Isolation, Missing, Network, Repaired, Silent, Status, Trainer
+from protocols.control import Averaging, Certificate, Hold, Isolation, Missing, Network, Policy, Repaired, Silent, Status, Trainer
 from tapestryd import screen
 from tests.scripted import BANS, IDLE, RUN, STATUS, STORY
 
@@ -30,7 +30,17 @@ AVERAGING = replace(
     isolation=Isolation(False, "none", {"data.sockets": "held", "network.places": "open", "data.memory": "untried"}),
     averaging=replace(STATUS.averaging, last=replace(STORY, result="discarded", reason="coverage 0.40 where 0.50 is needed")),
 )
-PAUSED = replace(STATUS, state="paused", reasons=("user, until 18:00",))
+PAUSED = replace(
+    STATUS,
+    state="paused",
+    reasons=("user", "battery"),
+    policy=Policy(
+        "always", 5400.0, False,
+        (Hold("user", "the operator asked for it", 7200.0), Hold("battery", "this machine is on battery at 31%", None)), 3600.0,
+    ),
+)  # fmt: skip
+FINISHING = replace(STATUS, policy=Policy(finishing=True, holds=(Hold("user", "the operator asked for it", None),)))
+LATER = replace(STATUS, policy=Policy(changes_in_s=11_000.0))
 
 GOLDEN = {
     "idle": (
@@ -112,7 +122,9 @@ PEER       NAME            STATE     HEIGHT  BASE   RTT    SKEW   SEEN   VERSION
         PAUSED,
         """\
 tapestry 0.1.0 · aspen (12D3…pS2d) · up 3d 4h                           ● paused
-Why        user, until 18:00
+Why        user: the operator asked for it, for another 2h
+           battery: this machine is on battery at 31%
+Policy     mode always, for another 1h 30m
 Run        tapestry-1b (abababab)   round 41   height 40   base cdcdcdcd
            local steps end in 12 s
 Trainer    training   cuda:0 bf16 adamw8bit   21.3k tok/s   loss 2.914
@@ -131,6 +143,12 @@ PEER       NAME            STATE     HEIGHT  BASE   RTT    SKEW   SEEN   VERSION
 """,
     ),
 }
+
+
+def test_what_the_policy_is_about_to_do() -> None:
+    assert "\nPolicy     finishing: a pause behind this round\nRun " in screen.render(document(FINISHING), width=80, colour=False)
+    assert "\nPolicy     next change in 3h 3m\nRun " in screen.render(document(LATER), width=80, colour=False)
+    assert "Policy" not in screen.render(document(STATUS), width=80, colour=False)
 
 
 def document(status: Status) -> dict[str, object]:

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from protocols import limits
-from protocols.rounds import CatchUpFailed, Event, Hindered
+from protocols.rounds import CatchUpFailed, Event, Haste, Held, Hindered
 from tapestryd import arrival
 from tapestryd import session as session_module
-from tapestryd.config import DaemonConfig, Storage, TrainerChoice
+from tapestryd.config import DaemonConfig, TrainerChoice
+from tapestryd.errors import DiskFull
 from tapestryd.host.clock import now_ms
 from tapestryd.host.keys import Identity
 from tapestryd.host.store import RunStore
@@ -37,13 +38,13 @@ NO_BOX = Isolation("none", Path("/nowhere"), (), required=False)
 
 @asynccontextmanager
 async def session(
-    person: Person, folder: Path, store: RunStore, *there: Node, min_free_bytes: int = 0, ends: str = ""
+    person: Person, folder: Path, store: RunStore, *there: Node, ends: str = ""
 ) -> AsyncIterator[Session]:  # fmt: skip
     """One that knows `there`. `ends`: what it must have said when it ended before its time; empty: it must not have."""
     failures: list[BaseException] = []
     node = await start(person, folder, f"tapestry/1/{store.run_id}", [await address(other) for other in there])
     identity = Identity.load_or_make(folder / f"{person.name}.key")
-    config = replace(DaemonConfig(), trainer=TrainerChoice(enabled=False), storage=Storage(min_free_bytes=min_free_bytes))
+    config = replace(DaemonConfig(), trainer=TrainerChoice(enabled=False))
     made = Session(config, identity, store, node, NO_BOX, Watch(lambda: STATUS, now_ms), lambda _: None, failures.append)
     await made.start()
     try:
@@ -119,7 +120,7 @@ def test_who_drips_the_rules_alone_does_so_until_others_are_there(tmp_path: Path
 
 
 def test_without_room_on_the_disk_nobody_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However often we look; with room, it catches up."""
+    """However often we look; with room, it catches up. Held meanwhile, it does not even try."""
     monkeypatch.setattr(session_module, "_ROOM_S", 4.0)
 
     async def work() -> None:
@@ -130,27 +131,38 @@ def test_without_room_on_the_disk_nobody_is_asked(tmp_path: Path, monkeypatch: p
         here_store = RunStore(tmp_path / "here", line.rules.run_id)
         async with (
             session(PEOPLE[0], tmp_path, store) as there,
-            session(PEOPLE[1], tmp_path, here_store, there.node, min_free_bytes=1 << 60) as here,
+            session(PEOPLE[1], tmp_path, here_store, there.node) as here,
         ):
             fed: list[Event] = []
             feed = here.feed
             monkeypatch.setattr(here, "feed", lambda event: (fed.append(event), feed(event)))
+            here.hold(Held(("disk_low",), Haste.STEPS))
+            await begun(here)
 
             def count(kind: type[Event]) -> int:
                 return sum(isinstance(event, kind) for event in fed)
 
             async def looked() -> bool:
-                return bool(count(CatchUpFailed)) and count(Hindered) >= looks
+                return count(CatchUpFailed) >= fails and count(Hindered) >= looks
 
-            looks = 0
+            async def full(*_: object) -> None:
+                raise DiskFull("no room")
+
+            fails, looks = 0, 4
             await until(looked)
-            began, looks = time.monotonic(), count(Hindered) + 3
-            await until(looked)
-            assert count(CatchUpFailed) <= 1 + (time.monotonic() - began) / 4
             assert here.member
-            assert set(here.member.reasons) >= {"behind", "disk_low", "disk_full"}
-            assert "snapshots" not in there.node.meter.sent
-            here.config = replace(here.config, storage=Storage(min_free_bytes=0))
+            assert here.member.reasons == ("disk_low",)
+            assert not count(CatchUpFailed)
+            with monkeypatch.context() as disk:
+                disk.setattr(here.keeper, "catch_up", full)
+                here.hold(Held(()))
+                fails = 1
+                await until(looked)
+                began, looks = time.monotonic(), count(Hindered) + 3
+                await until(looked)
+                assert count(CatchUpFailed) <= 1 + (time.monotonic() - began) / 4
+                assert set(here.member.reasons) >= {"behind", "disk_full"}
+                assert "snapshots" not in there.node.meter.sent
 
             async def caught_up() -> bool:
                 return here.keeper.base.tip == line.base.tip

@@ -15,17 +15,18 @@ from aiohttp import web
 from protocols import TREATY, limits
 from protocols.control import READY, Ban, Certificate, Egress, Peer, Status, Story
 from tapestryd.host.clock import now_ms
-from tapestryd.host.fields import Doc, Flag, Line, Names, PeerId, Seconds, Span, Target, Text, Whole
+from tapestryd.host.fields import Choice, Doc, Flag, Line, Names, PeerId, Seconds, Span, Target, Text, Whole
 from tapestryd.host.inbox import Inbox
 from tapestryd.host.operator import Operator
 from tapestryd.host.route import Refusal, Route
 from tapestryd.host.trends import KEPT_S, SERIES
 from tapestryd.host.watch import Watch
+from tapestryd.host.will import Mode
 
 ROUNDS = 1_000
 _ROUND_MAX = 10**16 - 1
 _REASON_CHARS = 200
-_PAGE = ("/v1/pause", "/v1/resume")
+_PAGE = ("/v1/pause", "/v1/finish", "/v1/resume")
 
 SAID = {"said": str}
 """What a change answers: a sentence that says what changed and until when."""
@@ -144,7 +145,12 @@ class Answers:
             ),
             Route("DELETE", "/v1/bans/{peer_id}", "End a ban and forget the peer's faults.", self._unban, SAID, peer),
             Route("POST", "/v1/pause", "Stop training.", self._pause, SAID, body={"for_s": Seconds()}),
+            Route("POST", "/v1/finish", "Pause behind the round at hand.", self._finish, SAID),
             Route("POST", "/v1/resume", "Train again.", self._resume, SAID),
+            Route(
+                "POST", "/v1/mode", "Whether courtesies count: always train, as the policy has it, or never.", self._mode,
+                SAID, body={"mode": Choice(tuple(Mode)), "for_s": Seconds()},
+            ),
             Route("POST", "/v1/shutdown", "Stop the daemon.", self._shutdown, SAID),
             Route("POST", "/v1/export", "Export the Shared Base.", self._make_export, {"id": str, "files": list[File]}),
             Route(
@@ -226,6 +232,12 @@ class Answers:
 
     async def _pause(self, for_s: float | None) -> Doc:
         return {"said": await self._operator.pause(for_s)}
+
+    async def _finish(self) -> Doc:
+        return {"said": await self._operator.finish()}
+
+    async def _mode(self, mode: str, for_s: float | None) -> Doc:
+        return {"said": await self._operator.choose(Mode(mode), for_s)}
 
     async def _resume(self) -> Doc:
         return {"said": await self._operator.resume()}

@@ -149,6 +149,21 @@ class Seconds:
 
 
 @dataclass(frozen=True, slots=True)
+class Choice:
+    """One of `known`. A body must have it."""
+
+    known: tuple[str, ...]
+
+    def read(self, value: Any) -> str:
+        if not isinstance(value, str) or value not in self.known:
+            raise ValueError(f"must be one of {', '.join(self.known)}")
+        return value
+
+    def schema(self) -> Doc:
+        return {"type": "string", "enum": [*self.known]}
+
+
+@dataclass(frozen=True, slots=True)
 class Line:
     """One line of text; null is the empty one."""
 
@@ -171,7 +186,7 @@ FOUNDED = "founded"
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What to join. The one field that a body must have."""
+    """What to join. A body must have it."""
 
     def read(self, value: Any) -> str:
         if not isinstance(value, str) or not (value.startswith("tapestry:") or value == FOUNDED) or not value.isprintable():

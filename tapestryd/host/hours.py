@@ -59,6 +59,17 @@ def _days(text: str) -> frozenset[int]:
     return frozenset(found)
 
 
+def next_at(text: str, now_s: float, zone: tzinfo) -> float:
+    """When a clock on the wall next shows "18:00", Unix time. Raises ValueError with a sentence."""
+    match = re.fullmatch(r"(\d\d):(\d\d)", text, re.ASCII)
+    if match is None or int(match[1]) > 23 or int(match[2]) > 59:
+        raise ValueError('must be a time of the day, written like "18:00"')
+    begin = 60 * int(match[1]) + int(match[2])
+    window = Window(frozenset(range(7)), begin, begin + 1)
+    later = sorted(instant for instant in _edges([window], now_s, zone) if instant > now_s)
+    return next(instant for instant in later if window.holds(datetime.fromtimestamp(instant, zone)))
+
+
 def inside(windows: Sequence[Window], now_s: float, zone: tzinfo) -> bool:
     """`now_s`: Unix time."""
     wall = datetime.fromtimestamp(now_s, zone)

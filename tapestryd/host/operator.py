@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Protocol
 
 from protocols.control import Ban, Certificate, Egress, Status, Story
+from tapestryd.host.will import Mode
 
 
 class Operator(Protocol):
@@ -32,7 +33,12 @@ class Operator(Protocol):
 
     async def pause(self, for_s: float | None) -> str: ...
 
+    async def finish(self) -> str: ...
+
     async def resume(self) -> str: ...
+
+    async def choose(self, mode: Mode, for_s: float | None) -> str:
+        """`for_s` None: until another is chosen."""
 
     async def join(self, target: str) -> str:
         """`target`: an invite, or FOUNDED: what lies in the inbox."""

@@ -91,7 +91,7 @@ class Hold:
     @property
     def sentence(self) -> str:
         """For people; without `until_s`, which depends on the reader's clock."""
-        return _cause(self) + (" (over; it has to stay so for schedule.resume_delay)" if self.over else "")
+        return _cause(self) + (", until a moment ago: it has to stay away for a while" if self.over else "")
 
 
 Memory = Mapping[Reason, float]
@@ -204,7 +204,7 @@ def _cause(hold: Hold) -> str:
     measured, limit = hold.measured, hold.limit
     match hold.reason:
         case Reason.USER:
-            return "the operator asked for it"
+            return "the operator asked for it (`tapestry resume` ends that)"
         case Reason.SCHEDULE:
             return "schedule.hours says so"
         case Reason.USER_ACTIVE:

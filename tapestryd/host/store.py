@@ -8,6 +8,7 @@
     ├── witness.json            where the trainer's ledger was, by witness.py
     ├── bans.json               peers banned for a time, by their faults or by the operator
     ├── egress/                 what was sent and received (host/tallies.py)
+    ├── will.json               what the operator asked for: a pause, a finish, a mode
     └── runs/<run_id>/
         ├── rules.json          canonical run rules
         ├── tokenizer.json      if the rules name one
@@ -46,6 +47,7 @@ from protocols.rules import RunRules
 from tapestryd.errors import DiskFull, StateFault
 from tapestryd.host.download import Download
 from tapestryd.host.files import Move, move_all, saying_disk_full, set_aside, sync, write
+from tapestryd.host.will import Will
 
 log = logging.getLogger(__name__)
 
@@ -119,6 +121,20 @@ class StateDir:
 
     def keep_bans(self, bans: Sequence[Ban]) -> None:
         write(self.path / "bans.json", json.dumps([asdict(ban) for ban in bans], indent=1).encode())
+
+    def will(self) -> Will:
+        """As it was kept; a damaged file is set aside, and nothing was asked for."""
+        path = self.path / "will.json"
+        try:
+            return Will.from_json(json.loads(path.read_bytes()))
+        except FileNotFoundError:
+            return Will()
+        except (ValueError, RecursionError) as error:
+            set_aside(path, str(error))
+            return Will()
+
+    def keep_will(self, will: Will) -> None:
+        write(self.path / "will.json", json.dumps(will.to_json()).encode())
 
     def run(self, run_id: str) -> "RunStore":
         return RunStore(self.path / "runs" / run_id, run_id)

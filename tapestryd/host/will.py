@@ -74,8 +74,8 @@ class Will:
     def judge(self, holds: Iterable[Hold]) -> tuple[Hold, ...]:
         """What of `holds` counts, and the will's own reason. Ask `at` before."""
         own = []
-        if self.paused or self.mode is Mode.NEVER:
-            pause_s = self.pause_until_s if self.paused else 0.0
+        if self.paused or self.finishing or self.mode is Mode.NEVER:
+            pause_s = self.pause_until_s if self.paused or self.finishing else 0.0
             never_s = self.mode_until_s if self.mode is Mode.NEVER else 0.0
             until_s = None if pause_s is None or never_s is None else max(pause_s, never_s)
             own.append(Hold(Reason.USER, until_s))

@@ -117,7 +117,7 @@ def test_scripts_know_the_words_of_the_daemon(served: Served) -> None:
 def test_it_reads_what_the_operator_reads(page: Page) -> None:
     assert page.ask("GET", "/v1/status")[1] == json.loads(json.dumps(STATUS.to_json()))
     paths = page.ask("GET", "/v1/openapi.json")[1]["paths"]
-    assert {path for path, methods in paths.items() if set(methods) - {"get"}} == {"/v1/pause", "/v1/resume", "/v1/token"}
+    assert {path for path, methods in paths.items() if set(methods) - {"get"}} == {"/v1/pause", "/v1/finish", "/v1/resume", "/v1/token"}
     for method, target in (("POST", "/v1/shutdown"), ("POST", "/v1/export"), ("GET", "/v1/export/config.json"), ("POST", "/v1/dashboard")):
         assert page.ask(method, target, {}, **page.token())[0] == 404
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from tapestryd.host.fields import Field, Flag, Line, Names, PeerId, Seconds, Span, Target, Text, Whole
+from tapestryd.host.fields import Choice, Field, Flag, Line, Names, PeerId, Seconds, Span, Target, Text, Whole
 from tests.scripted import PEER
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
@@ -31,6 +31,14 @@ def admits(field: Field, value: Any) -> bool:
 @given(JSON | NUMBERS)
 def test_seconds(value: Any) -> None:
     assert reads(Seconds(3600), value) == admits(Seconds(3600), value)
+
+
+@given(JSON | NUMBERS)
+def test_what_a_body_must_have(value: Any) -> None:
+    field = Choice(("always", "never"))
+    assert reads(field, value) == admits(field, value)
+    assert not reads(field, None)
+    assert reads(field, "never")
 
 
 @given(JSON)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tapestryd.host.hours import Window, changes_at, inside
+from tapestryd.host.hours import Window, changes_at, inside, next_at
 
 ZONES = ["UTC", "Europe/Berlin", "America/New_York", "Asia/Kathmandu", "Australia/Lord_Howe", "America/Havana", "Africa/Casablanca"]
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -83,6 +83,27 @@ def test_berlin(hours: str, now: str, held: bool, change: str) -> None:
     windows = [Window.parse(hours)]
     assert inside(windows, at(now), BERLIN) is held
     assert changes_at(windows, at(now), BERLIN) == at(change)
+
+
+@pytest.mark.parametrize(
+    ("text", "now", "found"),
+    [
+        ("18:00", "2026-11-27 17:59:59", "2026-11-27 18:00"),
+        ("18:00", "2026-11-27 18:00:00", "2026-11-28 18:00"),
+        ("00:00", "2026-11-30 12:00", "2026-12-01 00:00"),
+        ("23:59", "2026-11-30 23:59:30", "2026-12-01 23:59"),
+        ("02:30", "2026-03-28 12:00", "2026-03-30 02:30"),  # the night in which it is skipped
+        ("02:30", "2026-10-24 12:00", "2026-10-25 02:30"),
+    ],
+)
+def test_the_next_time_that_the_wall_shows_it(text: str, now: str, found: str) -> None:
+    assert next_at(text, at(now), BERLIN) == at(found)
+
+
+@pytest.mark.parametrize("text", ["", "6", "6pm", "24:00", "18:60", "1800", "18:00:00"])
+def test_no_time_of_the_day(text: str) -> None:
+    with pytest.raises(ValueError, match='written like "18:00"'):
+        next_at(text, 0.0, BERLIN)
 
 
 def test_an_hour_that_comes_twice_is_in_the_window_twice() -> None:

@@ -111,7 +111,7 @@ def test_a_clock_that_is_set_back_makes_nothing_wait_longer() -> None:
             Hold(Reason.TRANSFER_CAP, measured=101 * 2**30, limit=100 * 2**30),
             "network.transfer_cap is used up: 101.0 of 100.0 GiB this month",
         ),
-        (Hold(Reason.METERED, over=True), "the network is metered (network.metered) (over; it has to stay so for schedule.resume_delay)"),
+        (Hold(Reason.METERED, over=True), "the network is metered (network.metered), until a moment ago: it has to stay away for a while"),
     ],
 )
 def test_sentences_with_their_numbers(hold: Hold, sentence: str) -> None:

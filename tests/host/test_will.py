@@ -51,6 +51,8 @@ def test_one_word_after_another(will: Will, after: Will) -> None:
         (Will().pause(5.0).choose(Mode.NEVER, 9.0), 9.0),
         (Will().pause(5.0).choose(Mode.NEVER, None), None),
         (Will().pause(None).choose(Mode.NEVER, 9.0), None),
+        (Will().finish(), None),
+        (Will().finish().choose(Mode.NEVER, 9.0), None),
     ],
 )
 def test_until_when_the_operator_holds(will: Will, until_s: float | None) -> None:

@@ -22,14 +22,14 @@ from protocols.rounds import (
     Event,
     Failed,
     Gather,
+    Haste,
+    Held,
     Hindered,
     LeaveAsked,
     Member,
-    PauseAsked,
     PeersSeen,
     Reduce,
     Reduced,
-    ResumeAsked,
     Rostered,
     Seen,
     Settle,
@@ -57,7 +57,7 @@ def test_transcript(path: Path) -> None:
 def test_there_is_a_transcript_of_each_story() -> None:
     assert {path.stem for path in TRANSCRIPTS} >= {
         "normal_round", "no_peers", "slow_step", "failed_gather", "discard_then_catch_up", "pause", "pause_while_committing", "leave",
-        "trainer_lost", "hindered", "late_wake_up", "before_the_origin", "clock_set_back",
+        "trainer_lost", "hindered", "held", "finish", "late_wake_up", "before_the_origin", "clock_set_back",
     }  # fmt: skip
     reached = {
         word for path in TRANSCRIPTS for line in path.read_text().splitlines() if "→" in line for word in line.split("→")[1].split()[:1]
@@ -72,20 +72,20 @@ EVENTS: dict[type, list[Event]] = {
     CatchUpFailed: [CatchUpFailed("no_donor")], TrainerUp: [TrainerUp()], TrainerDown: [TrainerDown()],
     Hindered: [Hindered(("clock",)), Hindered(())], Trained: [Trained(0), Trained(1)], Rostered: [Rostered(roster(0)), Rostered(roster(1))],
     Reduced: [Reduced(0), Reduced(1)], Settled: [Settled(0), Settled(1)], Committed: [Committed(0, tip("9"))],
-    Failed: [Failed(0, "x"), Failed(1, "x")], PauseAsked: [PauseAsked(0), PauseAsked(5000)], ResumeAsked: [ResumeAsked()],
+    Failed: [Failed(0, "x"), Failed(1, "x")], Held: [Held(()), *(Held(("battery",), haste) for haste in Haste)],
     LeaveAsked: [LeaveAsked()],
 }  # fmt: skip
 
 WAYS = {
     State.JOINING: [], State.SYNCING: ["PeersSeen ann@4"], State.TRAINING: ["BaseLoaded 3", "TrainerUp", "PeersSeen ann@3"],
-    State.PAUSED: ["PauseAsked 0"], State.LEFT: ["LeaveAsked"],
+    State.PAUSED: ["Held now user"], State.LEFT: ["LeaveAsked"],
 }  # fmt: skip
 _ROUND = ["Tick", "Trained 0", "Rostered 0", "Reduced 0", "Settled 0"]
 WAYS.update({state: WAYS[State.TRAINING] + _ROUND[: at + 1] for at, state in enumerate(IN_ROUND)})
 
 KEPT: dict[type, set[str]] = {
     TrainerUp: {"trainer", "stepping"}, TrainerDown: {"trainer", "stepping"}, PeersSeen: {"peers"}, Hindered: {"hindrances"},
-    BaseLoaded: {"fetching"}, CatchUpFailed: {"fetching"},
+    BaseLoaded: {"fetching"}, CatchUpFailed: {"fetching"}, Held: {"held"},
 }  # fmt: skip
 """What an event leaves behind in states that do not answer it."""
 
@@ -136,7 +136,7 @@ SAID: st.SearchStrategy[object] = st.one_of(
     st.builds(BaseLoaded, TIPS), st.just(CatchUpFailed("no_donor")), st.just(TrainerUp()), st.just(TrainerUp()), st.just(TrainerDown()),
     st.builds(Hindered, st.sampled_from([(), (), ("clock",)])), st.tuples(STAGES, ROUNDS), st.tuples(STAGES, ROUNDS),
     st.tuples(st.just(Committed), ROUNDS),
-    st.sampled_from([PauseAsked(0), PauseAsked(4000), ResumeAsked(), ResumeAsked()]),
+    st.just(Held(())), st.builds(Held, st.sampled_from([(), (), ("user",), ("battery", "schedule")]), st.sampled_from(Haste)),
 )  # fmt: skip
 STEPS = st.lists(st.tuples(st.sampled_from([0, 1, 50, 300, 600, 1000, 1700, 10_000, -2000]), SAID), max_size=60)
 START: list[tuple[int, object]] = [(0, BaseLoaded(tip("3"))), (0, TrainerUp()), (0, PeersSeen((Seen("ann", tip("3"), True),)))]
@@ -152,8 +152,7 @@ class Watch:
         self.flight: int | None = None
         self.stage: type = Discard
         self.settled: int | None = None
-        self.asked_to_pause = False
-        self.until = 0
+        self.held: Held = Held(())
         self.left = False
         self.unanswered = False
 
@@ -171,14 +170,12 @@ class Watch:
         was, tip_was = member.state, member.tip
         if isinstance(event, BaseLoaded | CatchUpFailed):
             self.unanswered = False
-        if isinstance(event, PauseAsked) and was is not State.LEFT:
-            self.asked_to_pause, self.until = True, event.until_ms
+        if isinstance(event, Held):
+            self.held = event
         if isinstance(event, LeaveAsked):
             self.left = True
         if isinstance(event, Settled) and was is State.SETTLING and event.round == member.round:
             self.settled = event.round
-        if isinstance(event, ResumeAsked) or (self.until and self.now >= self.until and isinstance(event, Tick) and was is State.PAUSED):
-            self.asked_to_pause, self.until = False, 0
         effects = member.handle(event, self.now)
         if was is State.COMMITTING and isinstance(event, Committed):
             self.flight = None
@@ -188,8 +185,12 @@ class Watch:
         assert (self.flight is not None) == (member.state in IN_ROUND)
         assert (Announce() in effects) == ((member.state, member.tip) != (was, tip_was))
         assert not (was is State.COMMITTING and member.state is not was) or isinstance(event, Committed | Failed)
-        if self.asked_to_pause and member.state is not State.COMMITTING:
-            assert member.state in (State.PAUSED, State.LEFT)
+        if self.held.reasons:
+            spared = {Haste.NOW: (State.COMMITTING,), Haste.STEPS: IN_ROUND, Haste.ROUND: (State.TRAINING, *IN_ROUND)}[self.held.haste]
+            assert member.state in (*spared, State.PAUSED, State.LEFT)
+            assert not member.stepping or member.state is State.TRAINING
+        else:
+            assert member.state is not State.PAUSED
         if self.left and member.state is not State.COMMITTING:
             assert member.state is State.LEFT
         if member.state is State.TRAINING:
@@ -204,7 +205,7 @@ class Watch:
         member = self.member
         match effect:
             case Train(round):
-                assert (self.left, self.asked_to_pause, self.unanswered) == (False, False, False)
+                assert (self.left, self.held.reasons, self.unanswered) == (False, (), False)
                 assert self.flight is None
                 assert round >= 0
                 assert self.now < self.schedule.boundary(round)
@@ -265,7 +266,7 @@ def test_whatever_happened_it_comes_back_to_training(steps: list[object], now_ms
         BaseLoaded(tip("9")),
         TrainerUp(),
         Hindered(()),
-        ResumeAsked(),
+        Held(()),
         PeersSeen((Seen("ann", tip("9"), True),)),
         Tick(),
     ):

@@ -20,13 +20,13 @@ from protocols.rounds import (
     Committed,
     Event,
     Failed,
+    Haste,
+    Held,
     Hindered,
     LeaveAsked,
     Member,
-    PauseAsked,
     PeersSeen,
     Reduced,
-    ResumeAsked,
     Rostered,
     Seen,
     Settled,
@@ -50,7 +50,7 @@ ROSTER = Roster("a" * 64, ROUND, 1, HERE.base, ("one", "two"), (BLANK, BLANK))
 EVENTS: tuple[Event, ...] = (
     Tick(), *map(PeersSeen, PEERS), BaseLoaded(HERE), CatchUpFailed("no_donor"), TrainerUp(), TrainerDown(), Hindered(()),
     Hindered(("clock",)), Trained(ROUND), Rostered(ROSTER), Reduced(ROUND), Settled(ROUND), Committed(ROUND, replace(HERE, height=4)),
-    Failed(ROUND, "no_roster"), PauseAsked(0), PauseAsked(TIMES[-1] + 1), ResumeAsked(), LeaveAsked(),
+    Failed(ROUND, "no_roster"), Held(()), *(Held(("battery",), haste) for haste in Haste), LeaveAsked(),
 )  # fmt: skip
 BETWEEN = {State.JOINING, State.SYNCING, State.TRAINING, State.PAUSED, State.LEFT}
 
@@ -58,15 +58,17 @@ BETWEEN = {State.JOINING, State.SYNCING, State.TRAINING, State.PAUSED, State.LEF
 def members(state: State) -> Iterator[Member]:
     """A Member in every situation of `state` that its moves can bring it into."""
     based = (True, False) if state in (State.JOINING, State.SYNCING, State.PAUSED) else (True,)
-    asked: tuple[tuple[bool, int | None], ...] = (
-        ((False, None), (True, None), (False, 0)) if state is State.COMMITTING else ((False, None),)
-    )
+    asked: tuple[tuple[bool, tuple[str, ...]], ...] = ((False, ()),)
+    if state in (State.TRAINING, *IN_ROUND):
+        asked = ((False, ()), (False, ("user",)))
+    if state is State.COMMITTING:
+        asked += ((True, ()),)
     if state is State.PAUSED:
-        asked = ((False, 0), (False, TIMES[1]))
-    for base, trainer, hindrances, peers, (leaving, pause) in product(based, (True, False), ((), ("clock",)), PEERS, asked):
+        asked = ((False, ("user",)),)
+    for base, trainer, hindrances, peers, (leaving, held) in product(based, (True, False), ((), ("clock",)), PEERS, asked):
         member = Member(SCHEDULE, 2)
         member.state, member.round, member.tip, member.trainer = state, ROUND, HERE if base else None, trainer
-        member.peers, member.hindrances, member.leaving, member.pause_until_ms = peers, hindrances, leaving, pause
+        member.peers, member.hindrances, member.leaving, member.held = peers, hindrances, leaving, held
         yield member
 
 
@@ -81,11 +83,11 @@ def reached(state: State, kind: type[object]) -> set[State]:
 
 
 def diagram() -> str:
-    """The drawing: a move that ends a round, or a rest, leads to `between`, which chooses. Pause and leave, which nearly every
-    state answers alike, are left to the text."""
+    """The drawing: a move that ends a round, or a rest, leads to `between`, which chooses. What every state answers alike, being
+    held and leaving, is left to the text."""
     edges: dict[tuple[str, str], list[str]] = defaultdict(list)
     for (state, event), _ in sorted(MOVES.items(), key=lambda item: (list(State).index(item[0][0]), item[0][1].__name__)):
-        to = reached(state, event) if event not in (PauseAsked, LeaveAsked) else set()
+        to = set() if event is LeaveAsked or (event is Held and state is not State.PAUSED) else reached(state, event)
         resting = to & BETWEEN
         targets = [one.value for one in State if one in to - BETWEEN]
         targets += [one.value for one in resting] if len(resting) == 1 else ["between"] if resting else []

@@ -28,15 +28,15 @@ from protocols.rounds import (
     Event,
     Failed,
     Gather,
+    Haste,
+    Held,
     Hindered,
     LeaveAsked,
     Member,
-    PauseAsked,
     PeersSeen,
     Reduce,
     Reduced,
     Rest,
-    ResumeAsked,
     Rostered,
     Seen,
     Settle,
@@ -71,8 +71,8 @@ def roster(round: int) -> Roster:
 def read_event(text: str) -> Event:
     """An event from its words. Raises ValueError for anything else."""
     match text.split():
-        case ["Tick" | "TrainerUp" | "TrainerDown" | "ResumeAsked" | "LeaveAsked" as kind]:
-            kinds = (Tick, TrainerUp, TrainerDown, ResumeAsked, LeaveAsked)
+        case ["Tick" | "TrainerUp" | "TrainerDown" | "LeaveAsked" as kind]:
+            kinds = (Tick, TrainerUp, TrainerDown, LeaveAsked)
             return {made.__name__: made for made in kinds}[kind]()
         case ["PeersSeen", *peers]:
             return PeersSeen(tuple(_peer(peer) for peer in peers))
@@ -90,8 +90,8 @@ def read_event(text: str) -> Event:
             return Committed(int(round), tip(at))
         case ["Failed", round, reason]:
             return Failed(int(round), reason)
-        case ["PauseAsked", until]:
-            return PauseAsked(int(until))
+        case ["Held", *reasons]:
+            return Held(tuple(reasons[1:]), Haste(reasons[0])) if reasons else Held(())
     raise ValueError(f"no event: {text}")
 
 

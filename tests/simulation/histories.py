@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from protocols.limits import CLOCK_SKEW_MS
 from protocols.membership import member_quorum
-from protocols.rounds import LeaveAsked, PauseAsked, ResumeAsked, State, TrainerDown, TrainerUp
+from protocols.rounds import Haste, Held, LeaveAsked, State, TrainerDown, TrainerUp
 from tests.simulation.ledger import PROGRESS_ROUNDS, Fault
 from tests.simulation.liars import CROWD, FORKING, TRAITS, Liar
 from tests.simulation.peer import Disk, Peer
@@ -153,8 +153,8 @@ def mishap(world: World) -> None:
             peer.skew_ms = rng.choice([rng.randint(-CLOCK_SKEW_MS, CLOCK_SKEW_MS), rng.randint(-4000, 4000)])
             world.skewed = True
         case "pause" if peer.up:
-            peer.later(0, peer.feed, PauseAsked(rng.choice([0, peer.clock() + lasts_ms])))
-            peer.later(lasts_ms, peer.feed, ResumeAsked())
+            peer.later(0, peer.feed, Held(("user",), rng.choice(list(Haste))))
+            peer.later(lasts_ms, peer.feed, Held(()))
         case "leave" if peer.up:
             peer.later(0, peer.feed, LeaveAsked())
             world.of(peer, min(world.now + 4000, CALM_MS - 1), peer.crash)
