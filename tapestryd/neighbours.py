@@ -66,10 +66,21 @@ class Neighbours:
 
     async def serve(self) -> None:
         await self._node.serve("hello", self._hello)
+        self._node.keep(self._storable)
 
     async def _hello(self, stream: Stream) -> None:
         await stream.receive(0)
         await stream.send({"now_ms": now_ms()})
+
+    def _storable(self, peer: object, record: object) -> bool:
+        """Whether our DHT node keeps that: not what we would refuse ourselves, so strangers do not crowd out a run's Members."""
+        try:
+            presence = Presence.parse(record, run=self._run, peer=str(peer), now_ms=now_ms(), verify=self._verify)
+            if self.admit and presence.state != "left":
+                self.admit(presence.peer, presence.delegation, presence.made_ms)
+        except Refused:
+            return False
+        return True
 
     async def refresh(self) -> None:
         """Read all presence records, but those of banned peers; what is not a valid one of this run is counted and dropped.

@@ -4,6 +4,7 @@ hivemind checks little of what its RPCs bring, keeps whatever fits its types for
 answer beyond 4 MiB. So what arrives is bounded here, before it is read, and what it says is verified.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from hivemind.dht.node import DHTNode
@@ -22,24 +23,27 @@ _KEYS = 8
 """Keys in one call; an honest node asks for one, or looks for neighbours of a few."""
 
 
-async def dht_node(p2p: P2P, key: str, verify: Verify) -> DHTNode:
-    """A node that stores under `key` only. Nothing is cached at others: a presence lives for seconds."""
-    guard = _Guard(DHTID.generate(source=key))
+async def dht_node(p2p: P2P, key: str, verify: Verify) -> tuple[DHTNode, "Guard"]:
+    """A node that stores under `key` only, and what guards it. Nothing is cached at others: a presence lives for seconds."""
+    guard = Guard(DHTID.generate(source=key))
     node = await DHTNode.create(p2p=p2p, record_validator=OwnRecords(verify, guard.key), authorizer=guard, cache_nearest=0)
     guard.storage = node.protocol.storage
-    return node
+    return node, guard
 
 
-class _Guard(AuthorizerBase):  # type: ignore[misc]
+class Guard(AuthorizerBase):  # type: ignore[misc]
     """Which calls a DHT node answers: well-formed ones, that do not fill its memory or ask for more than one answer can hold.
 
     Without it, a node id of another size ends in a traceback, a thousand times the same key in as many copies of all
     records, and a few thousand records of peers that do not exist in no answer at all, for anybody.
+
+    `admit(peer, record)`: whether the record is worth a place here; each is, until somebody who knows the run says otherwise.
     """
 
     def __init__(self, key: DHTID) -> None:
         self.key = key.to_bytes()
         self.storage: Any = None
+        self.admit: Callable[[object, object], bool] = lambda peer, record: True
 
     async def sign_request(self, request: Any, service_public_key: object) -> None: ...
 
@@ -64,11 +68,14 @@ class _Guard(AuthorizerBase):  # type: ignore[misc]
         held = self.storage.get(DHTID.from_bytes(self.key))
         there = {subkey for subkey, _ in held.value.items()} if held and isinstance(held.value, DictionaryDHTValue) else set()
         try:
-            value = MSGPackSerializer.loads(store.values[0]) if not store.subkeys[0] else None
-            more = set(value.data) if isinstance(value, DictionaryDHTValue) else {MSGPackSerializer.loads(store.subkeys[0])}
+            value = MSGPackSerializer.loads(store.values[0])
+            if store.subkeys[0]:
+                more = {MSGPackSerializer.loads(store.subkeys[0]): value}
+            else:
+                more = {peer: MSGPackSerializer.loads(item.value) for peer, item in value.data.items()}
         except Exception:  # msgpack has many, and the DHT must not see any
             return False
-        return len(there | more) <= limits.RECORDS
+        return len(there | more.keys()) <= limits.RECORDS and all(self.admit(peer, record) for peer, record in more.items())
 
 
 class OwnRecords(RecordValidatorBase):  # type: ignore[misc]

@@ -24,7 +24,7 @@ from protocols import limits
 from protocols.canonical import Json, Verify
 from protocols.records import is_address
 from protocols.refusal import Declined, Reason, Refused
-from tapestryd.swarm.dht import dht_node
+from tapestryd.swarm.dht import Guard, dht_node
 from tapestryd.swarm.libp2p import Libp2p
 from tapestryd.swarm.line import OPEN_LINE, Line
 from tapestryd.swarm.meter import Meter
@@ -81,10 +81,11 @@ class Node:
     """`prefix` names the run in DHT keys and protocol ids. `refusals` counts what we refused, `declined` what others
     refused of ours, both by reason."""
 
-    def __init__(self, libp2p: Libp2p, dht: DHTNode, prefix: str, bootstrap: Sequence[str], door: Door) -> None:
+    def __init__(self, libp2p: Libp2p, dht: DHTNode, guard: Guard, prefix: str, bootstrap: Sequence[str], door: Door) -> None:
         self.door = door
         self._libp2p = libp2p
         self._dht = dht
+        self._guard = guard
         self._prefix = prefix
         self._bootstrap = {_peer_of(address): address for address in bootstrap}
         self._hints: dict[str, list[str]] = {}
@@ -105,11 +106,11 @@ class Node:
         """Comes up with or without a bootstrap peer in reach; `look` goes on asking them."""
         libp2p = await Libp2p.start(identity, listen, announce, meter or Meter(), line)
         try:
-            dht = await dht_node(libp2p.p2p, f"{prefix}/presence", verify)
+            dht, guard = await dht_node(libp2p.p2p, f"{prefix}/presence", verify)
         except BaseException:
             await libp2p.stop()
             raise
-        return cls(libp2p, dht, prefix, bootstrap, door)
+        return cls(libp2p, dht, guard, prefix, bootstrap, door)
 
     async def stop(self) -> None:
         with suppress(Exception):
@@ -154,6 +155,10 @@ class Node:
             raise Gone(f"the DHT takes no record: {error}") from None
         if not stored:
             raise Gone("the DHT takes no record: refused")
+
+    def keep(self, admit: Callable[[object, object], bool]) -> None:
+        """Of others' records keep those that `admit(peer, record)` allows, once it is known who may come."""
+        self._guard.admit = admit
 
     async def look(self) -> dict[str, bytes]:
         """All records under the run's key, by peer id; at most RECORDS. Asks bootstrap peers that are not yet known."""

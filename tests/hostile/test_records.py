@@ -13,13 +13,14 @@ from hivemind.proto import dht_pb2
 from hivemind.utils.timed_storage import get_dht_time
 
 from protocols import limits
+from protocols.membership import Delegation, owner
 from protocols.records import Presence
 from tapestryd.neighbours import Neighbours
 from tapestryd.swarm.lineage import Fetcher
 from tests.hostile.liar import Liar, framed, read
 from tests.hostile.world import quiet
 from tests.lineages import PEOPLE
-from tests.people import RUN, Person, verify
+from tests.people import MEMBERS, RUN, Person, delegations, verify
 from tests.swarm.rooms import address, go, nodes, now_ms, until
 
 PREFIX = f"tapestry/1/{RUN}"
@@ -40,8 +41,8 @@ class Watcher:
         return [seen.peer for seen in self.neighbours.seen()]
 
 
-def presence(person: Person, addrs: Sequence[str] = (), *, name: str = "x", run: str = RUN) -> bytes:
-    return Presence(run, person.peer, name, "training", 0, 0, "", tuple(addrs), "0", None, now_ms()).to_bytes(person.sign)
+def presence(person: Person, addrs: Sequence[str] = (), *, name: str = "x", run: str = RUN, delegation: Delegation | None = None) -> bytes:
+    return Presence(run, person.peer, name, "training", 0, 0, "", tuple(addrs), "0", delegation, now_ms()).to_bytes(person.sign)
 
 
 @asynccontextmanager
@@ -125,6 +126,32 @@ def test_thousands_of_records_hide_nobody(tmp_path: Path) -> None:
                 assert one.neighbours.count() <= limits.RECORDS
 
     go(work, timeout_s=100)
+
+
+def test_strangers_find_no_place_in_a_run_of_members(tmp_path: Path) -> None:
+    """Nor does who shows what a Member signed for somebody else; a Member's node does, and is seen."""
+    members = tuple(member.peer for member in MEMBERS)
+    node = Person("a node of the north")
+    [shown] = delegations(MEMBERS[0], [node])
+
+    def admit(peer: str, delegation: Delegation | None, at_ms: int) -> str:
+        return owner(delegation, run=RUN, members=members, node=peer, at_ms=at_ms)
+
+    async def work() -> None:
+        async with watching(tmp_path, 1) as ((watcher,), liar):
+            watcher.neighbours.admit = admit
+            for person, delegation in ((liar.person, None), (liar.person, shown)):
+                with pytest.raises(P2PHandlerError):
+                    await keep(watcher, liar, person, delegation)
+            assert await keep(watcher, liar, node, shown) == [True]
+            await watcher.neighbours.refresh()
+            assert [seen.peer for seen in watcher.neighbours.seen()] == [node.peer]
+
+    async def keep(watcher: Watcher, liar: Liar, person: Person, delegation: Delegation | None) -> list[bool]:
+        record = (person.peer, presence(person, delegation=delegation), get_dht_time() + 15)
+        return await liar.store(watcher.node.peer_id, [record])
+
+    go(work)
 
 
 def test_records_under_other_keys_are_not_kept(tmp_path: Path) -> None:
