@@ -248,7 +248,7 @@ def test_hostile_records_in_the_dht_hide_nobody_and_hurt_nothing(tmp_path: Path)
 
             async def store(value: bytes, expiration: float, subkey: object) -> None:
                 kept = await evil._dht.protocol.call_store(there, [source], [value], [expiration], subkeys=[subkey])
-                assert kept == [False], (value[:20], expiration - now, subkey)
+                assert kept in (None, [False]), (value[:20], expiration - now, subkey)  # the call refused, or what was in it
                 assert await asyncio.wait_for(one.look(), 5) == {two.peer_id: true}
 
             for value in _GARBAGE:
