@@ -216,13 +216,11 @@ class Evaluated:
 
 @dataclass(frozen=True, slots=True)
 class Checks:
-    """Bit sets of Check: what was tried and is impossible, as it should be; what was tried and is not. Neither: not tried.
-    `pid`: the trainer's, so that the other side may try to look into it."""
+    """Bit sets of Check: what was tried and is impossible, as it should be; what was tried and is not. Neither: not tried."""
 
-    FORMAT: ClassVar[str] = "<III"
+    FORMAT: ClassVar[str] = "<II"
     held: int
     open: int
-    pid: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -268,13 +268,13 @@ C = TypeVar("C", DaemonConfig, TrainerConfig)
 
 def load_daemon(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, str]) -> DaemonConfig:
     """Settings of the network side. `flags`: "section.key" → text. Raises ConfigFault with one line per fault."""
-    names = {name: name[9:] for name in environ if name.startswith("TAPESTRY_") and not _of_trainer(name)}
+    names = {name: name[9:] for name in environ if name.startswith("TAPESTRY_") and not of_trainer(name)}
     return _load(DaemonConfig, path, {name: (short, environ[name]) for name, short in names.items() if "__" in short}, flags)
 
 
 def load_trainer(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, str]) -> TrainerConfig:
     """Settings of the data side, as load_daemon; its environment names begin with TAPESTRY_TRAINER_."""
-    names = {name: name[17:] for name in environ if _of_trainer(name)}
+    names = {name: name[17:] for name in environ if of_trainer(name)}
     found = _load(TrainerConfig, path, {name: (short, environ[name]) for name, short in names.items() if "__" in short}, flags)
     if found.release.delta_noise_std and not found.release.delta_clip_norm:
         raise ConfigFault(
@@ -288,7 +288,7 @@ def load_trainer(path: Path | None, environ: Mapping[str, str], flags: Mapping[s
     return found
 
 
-def _of_trainer(name: str) -> bool:
+def of_trainer(name: str) -> bool:
     """TAPESTRY_TRAINER__CONFIG is the daemon's section "trainer"; TAPESTRY_TRAINER_DATA__PATHS is the trainer's own."""
     return name.startswith("TAPESTRY_TRAINER_") and not name.startswith("TAPESTRY_TRAINER__")
 

@@ -28,7 +28,7 @@ class Isolation:
 
     def look(self) -> None:
         """Try the network side's walls. Raises ConfigFault if one that is required is open."""
-        self._network = probes.network_side(self._data.pid if self._data else 0, self._config, self._needed)
+        self._network = probes.network_side(self._config, self._needed)
         faults = [name for name, held in self._network.items() if not held]
         if faults:
             sentence = f"the network side's box is open ({', '.join(faults)}); use the systemd units, or see `tapestry doctor`"
@@ -37,7 +37,7 @@ class Isolation:
             log.warning("%s", sentence)
 
     def heard(self, checks: Checks) -> None:
-        """What the data side has found of its own; now there is somebody to look into, too. Raises ConfigFault as `look`."""
+        """What the data side has found of its own; now there is somebody to be looked into, too. Raises ConfigFault as `look`."""
         self._data = checks
         self.look()
 

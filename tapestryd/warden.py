@@ -14,23 +14,26 @@ import select
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from tapestryd.child import die_with_parent
-from tapestryd.config import DaemonConfig, TrainerConfig, load_trainer
+from tapestryd.child import close_all_but, die_with_parent
+from tapestryd.config import DaemonConfig, TrainerConfig, load_trainer, of_trainer
 from tapestryd.errors import ConfigFault, StateFault
 from tapestryd.host import control_socket, seccomp
-from tapestryd.host.box import Box, enter, interpreter
+from tapestryd.host.box import Box, NoBox, enter, fork, interpreter, second
 from tapestryd.host.datasets import MANIFEST
 from tapestryd.host.inherited import FIRST, announced
+from tapestryd.host.output import Output
 from tapestryd.host.steward import environment_of
 
 log = logging.getLogger(__name__)
 
 _NODES = ("null", "zero", "full", "random", "urandom")
 _GPU_NODES = ("nvidia*", "nvidia-caps/*", "kfd", "dri/*", "dxg")
+_DRIVERS = tuple(map(Path, ("/sys/bus", "/sys/class", "/sys/devices", "/sys/module")))
+_OF_SERVICES = {"NOTIFY_SOCKET", "WATCHDOG_USEC", "LD_PRELOAD"}
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 _NO_BOX = 120
 """Exit code of a child that could not be shut in: its sentence is in the pipe."""
@@ -50,14 +53,23 @@ def network_box(config: DaemonConfig, trainer: TrainerConfig | None, files: Sequ
                     f"{secret}, which only the data side may see, holds {path}, which the network side needs: move one of them "
                     "(data.paths, checkpoint.dir of the trainer's file; node.state_dir)"
                 )
-    return Box(tuple(readable), (config.node.state_dir,), hidden, _nodes(_NODES), seccomp.NETWORK)
+    return Box(tuple(readable), (config.node.state_dir,), hidden, _nodes(_NODES), seccomp.NETWORK, alone=True)
 
 
 def data_box(config: DaemonConfig, trainer: TrainerConfig) -> Box:
-    readable = [*interpreter(os.environ), config.trainer.config, *trainer.data.paths]
+    """Other processes stay visible: drivers of GPUs know processes by their numbers outside."""
+    readable = [*interpreter(os.environ), *_DRIVERS, config.trainer.config, *trainer.data.paths]
     readable += [folder / MANIFEST for path in trainer.data.paths for folder in path.parents]  # a part of a data set is to be told from one
     readable += [Path(trainer.data.exclude)] if trainer.data.exclude else []
-    return Box(tuple(readable), (trainer.checkpoint.dir,), (config.node.state_dir,), _nodes((*_NODES, *_GPU_NODES)), ())
+    return Box(
+        tuple(readable), (trainer.checkpoint.dir,), (config.node.state_dir,), _nodes((*_NODES, *_GPU_NODES)), (), alone=False
+    )  # fmt: skip
+
+
+def network_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """What of `environ` the network side gets: as the data side, but its own settings, and systemd's to a service."""
+    own = {name: value for name, value in environ.items() if name.startswith("TAPESTRY_") or name in _OF_SERVICES}
+    return {name: value for name, value in (environment_of(environ) | own).items() if not of_trainer(name)}
 
 
 def _nodes(patterns: Sequence[str]) -> tuple[Path, ...]:
@@ -71,6 +83,7 @@ class Warden:
         self._config, self._trainer, self._command, self._files = config, trainer, command, files
         self._boxed = config.sandbox.method != "none"
         self._network = self._steward = 0
+        self._network_output, self._data_output = self._outputs = (Output(), Output())
         self._wake, self._woken = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._signals: list[int] = []
 
@@ -87,6 +100,7 @@ class Warden:
             orders = self._claim(held, config.trainer.socket, "trainer.socket", socket.SOCK_SEQPACKET, 0o600) if trainer else None
             for number in _SIGNALS:
                 signal.signal(number, self._heard)
+            held.callback(self._pass_on)
             held.callback(lambda: _end(self._steward))
             held.callback(lambda: _end(self._network))
             try:
@@ -114,7 +128,10 @@ class Warden:
             *(Path(name) for name in [os.environ.get("NOTIFY_SOCKET", "")] if name.startswith("/")),
         ]
         box = network_box(self._config, self._trainer, files) if self._boxed else None
-        self._network = start("the network side", box, command, dict(os.environ), api, "api", signal.SIGKILL)
+        environment = network_environment(os.environ) | self._network_output.journal(os.environ)
+        self._network = start(
+            "the network side", box, command, environment, api, "api", output=self._network_output, death=signal.SIGKILL
+        )  # fmt: skip
 
     def _start_steward(self, orders: socket.socket) -> None:
         assert self._trainer is not None
@@ -122,7 +139,14 @@ class Warden:
             self._trainer = load_trainer(self._config.trainer.config, os.environ, {})
         command = [sys.executable, "-P", "-m", "tapestryd.host.steward", "--config", str(self._config.trainer.config)]
         box = data_box(self._config, self._trainer) if self._boxed else None
-        self._steward = start("the data side", box, command, environment_of(os.environ), orders, "trainer", signal.SIGTERM)
+        environment = environment_of(os.environ)
+        self._steward = start(
+            "the data side", box, command, environment, orders, "trainer", output=self._data_output, death=signal.SIGTERM
+        )  # fmt: skip
+
+    def _pass_on(self) -> None:
+        for output in self._outputs:
+            output.pass_on(sys.stderr.fileno())
 
     def _heard(self, number: int, frame: object) -> None:
         self._signals.append(number)
@@ -134,9 +158,12 @@ class Warden:
         while True:
             waiting = select.poll()
             waiting.register(self._wake, select.POLLIN)
+            for output in self._outputs:
+                waiting.register(output, select.POLLIN)
             if orders is not None and not self._steward:
                 waiting.register(orders, select.POLLIN)
             ready = {descriptor for descriptor, _ in waiting.poll()}
+            self._pass_on()
             with suppress(BlockingIOError):
                 os.read(self._wake, 4096)
             while self._signals:
@@ -154,29 +181,39 @@ class Warden:
 
 
 def start(
-    who: str, box: Box | None, command: Sequence[str], environment: dict[str, str], listening: socket.socket, name: str, death: int
-) -> int:
-    """Fork, shut the child in, execute → its process id. It holds the standard streams and `listening`, and gets the signal `death`
-    when we end. Raises ConfigFault if there is no box to be had."""
+    who: str, box: Box | None, command: Sequence[str], environment: Mapping[str, str], listening: socket.socket, name: str, *,
+    output: Output, death: int,
+) -> int:  # fmt: skip
+    """Fork, shut the child in, execute → its process id. It holds `output` and `listening`, is in a session without a terminal, and gets
+    the signal `death` when we end. Raises ConfigFault if there is no box to be had."""
     told, tell = os.pipe2(os.O_CLOEXEC)
     arrange = die_with_parent(death)
-    child = os.fork()
+    uid, gid = os.getuid(), os.getgid()
+    try:
+        child = fork(box) if box is not None else os.fork()
+    except NoBox as fault:
+        os.close(told)
+        os.close(tell)
+        raise _no_box(who, str(fault)) from None
     if child == 0:
         try:
             for number in _SIGNALS:
                 signal.signal(number, signal.SIG_DFL)
-            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            os.setsid()
+            for copy, original in enumerate((os.open(os.devnull, os.O_RDONLY), output.theirs, output.theirs)):
+                os.dup2(original, copy)
+            variables = dict(environment)
             if box is not None:
-                environment |= {"HOME": "/tmp", "TMPDIR": "/tmp"}
-                enter(box)
+                variables |= {"HOME": "/tmp", "TMPDIR": "/tmp"}
+                enter(box, uid, gid)
             arrange()  # behind the box: a change of credentials would undo it
+            if box is not None and box.alone:
+                second()
             os.dup2(listening.fileno(), FIRST)
             os.set_inheritable(FIRST, True)
-            announced(environment, os.getpid(), name)
-            environment.pop("WATCHDOG_PID", None)
-            os.closerange(FIRST + 1, tell)
-            os.closerange(tell + 1, 1 << 16)
-            os.execve(command[0], [*command], environment)
+            announced(variables, os.getpid(), name)
+            close_all_but(0, 1, 2, FIRST, tell)
+            os.execve(command[0], [*command], variables)
         except BaseException as error:
             os.write(tell, str(error).encode()[:4000])
         finally:
@@ -186,8 +223,12 @@ def start(
         sentence = pipe.read().decode(errors="replace")
     if sentence:
         os.waitpid(child, 0)
-        raise ConfigFault(f'{who} cannot be shut in: {sentence}. To go on without: [sandbox] method = "none" and require = false')
+        raise _no_box(who, sentence)
     return child
+
+
+def _no_box(who: str, why: str) -> ConfigFault:
+    return ConfigFault(f'{who} cannot be shut in: {why}. To go on without: [sandbox] method = "none" and require = false')
 
 
 def _ended() -> list[tuple[int, int]]:

@@ -8,7 +8,6 @@ import mmap
 import os
 import select
 import socket
-import struct
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -46,11 +45,6 @@ class Channel:
 
     def fileno(self) -> int:
         return self._socket.fileno()
-
-    def peer(self) -> int:
-        """The process id of who made this channel, as the kernel says (unix(7), SO_PEERCRED); 0: not to be seen from here."""
-        pid, _, _ = struct.unpack("3i", self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
-        return int(pid)
 
     def close_inbound(self) -> None:
         """What a SIGTERM handler calls: orders already sent are still read, then comes QUIT. Reports still go out."""

@@ -25,6 +25,8 @@ EVERY_S = 3600.0
 
 _FAMILIES = 46
 """Address families that Linux has had so far."""
+_STREAMS = (0, 1, 2)
+"""Under systemd these are sockets, too: of the journal."""
 _PLACES = tuple(map(Path, ("/home", "/root", "/srv", "/mnt", "/media")))
 """Where people keep what is theirs."""
 _GPUS = ("nvidia*", "kfd", "dri", "dxg")
@@ -43,11 +45,9 @@ class Open(LocalFault):
 
 @dataclass(slots=True)
 class Walls:
-    """What the data side tries, again and again. `daemon`: the network side's process id, 0 if it is not to be seen from here; `channel`:
-    the one socket that may be open; `given`: what else may be open at first; `data`: folders and files of text; `required`: whether to
-    go on with a wall open."""
+    """What the data side tries, again and again. `channel`: the one socket that may be open, beside standard streams; `given`: what else
+    may be open at first; `data`: folders and files of text; `required`: whether to go on with a wall open."""
 
-    daemon: int
     channel: int
     given: frozenset[int]
     data: tuple[Path, ...]
@@ -61,25 +61,25 @@ class Walls:
         if self.tried_s is not None and now - self.tried_s < EVERY_S:
             return None
         self.tried_s = now
-        held, open_ = data_side(self.daemon, self.channel, self.given if first else None, self.data)
+        held, open_ = data_side(self.channel, self.given if first else None, self.data)
         if open_:
             words = ", ".join(check.name.lower() for check in Check if open_ >> check & 1)
             sentence = f"the data side's box is open: {words}; use the systemd units, or see `tapestry doctor`"
             if self.required:
                 raise Open(f"{sentence}. To train all the same: [sandbox] require = false in trainer.toml")
             log.warning("%s", sentence)
-        return Checks(held, open_, os.getpid())
+        return Checks(held, open_)
 
 
-def data_side(daemon: int, channel: int, given: frozenset[int] | None, data: Sequence[Path]) -> tuple[int, int]:
+def data_side(channel: int, given: frozenset[int] | None, data: Sequence[Path]) -> tuple[int, int]:
     """The two bit sets of CHECKS; for `given` None: later on, when libraries have opened files of their own."""
     verdicts: dict[Check, bool | None] = {
         Check.INTERFACES: _interfaces() <= {"lo"},
         Check.SOCKETS: not any(map(_makes_socket, range(_FAMILIES))),
         Check.IO_URING: _no_io_uring(),
-        Check.DESCRIPTORS: _sockets() <= {channel} and (given is None or _descriptors() <= {0, 1, 2, channel} | given),
-        Check.NETWORK_SIDE: not _opens(_NETWORK_STATE) and not (daemon and _lists(Path(f"/proc/{daemon}/root"))),
-        Check.MEMORY: not _opens(Path(f"/proc/{daemon}/mem")) if daemon else None,
+        Check.DESCRIPTORS: _sockets() <= {*_STREAMS, channel} and (given is None or _descriptors() <= {*_STREAMS, channel} | given),
+        Check.NETWORK_SIDE: not _opens(_NETWORK_STATE),
+        Check.MEMORY: not any(map(_looks_into, _others({os.getpid(), os.getppid()}))),
         Check.PRIVILEGES: _powerless(),
         Check.WRITES: not any(map(_writes, (*map(Path, ("/", "/usr", "/etc")), *data))),
     }
@@ -87,22 +87,18 @@ def data_side(daemon: int, channel: int, given: frozenset[int] | None, data: Seq
     return held, sum(1 << check for check, verdict in verdicts.items() if verdict is False)
 
 
-def network_side(trainer: int, config: Path, needed: Sequence[Path]) -> Verdicts:
-    """`trainer`: a process of the data side; 0: none is known. `config`: the data side's configuration file. `needed`: what we may see
-    where people keep what is theirs."""
+def network_side(config: Path, needed: Sequence[Path]) -> Verdicts:
+    """`config`: the data side's configuration file. `needed`: what we may see where people keep what is theirs."""
     allowed = [path.resolve() for path in needed]
-    verdicts = {
+    return {
         "devices": not any(True for pattern in _GPUS for _ in Path("/dev").glob(pattern)),
         "families": not any(map(_makes_socket, set(range(_FAMILIES)) - set(seccomp.NETWORK))),
         "io_uring": _no_io_uring(),
         "places": not any(_strays(place, allowed) for place in _PLACES),
         "privileges": _powerless(),
+        "processes": not any(map(_looks_into, _others({os.getpid()}))),
         "trainer_config": not _opens(config),
     }
-    if trainer:
-        verdicts["trainer_memory"] = not _opens(Path(f"/proc/{trainer}/mem"))
-        verdicts["trainer_files"] = not _lists(Path(f"/proc/{trainer}/root")) and not _looks_into(Path(f"/proc/{trainer}/fd"))
-    return verdicts
 
 
 def _interfaces() -> set[str]:
@@ -154,18 +150,32 @@ def _opens(path: Path) -> bool:
     return _does(lambda: os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK)))
 
 
-def _lists(path: Path) -> bool:
-    """Whether it can be listed, and holds anything."""
-    try:
-        return bool(os.listdir(path))
-    except OSError:
-        return False
+def _others(ours: set[int]) -> list[int]:
+    """Processes that are to be seen here, without `ours` and what they have started."""
+    parents = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with suppress(OSError):  # it has ended
+                parents[int(name)] = int(Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()[1])
+    found = []
+    for process in parents:
+        above = process
+        while above and above not in ours:
+            above = parents.get(above, 0)
+        if not above:
+            found.append(process)
+    return found
 
 
-def _looks_into(descriptors: Path) -> bool:
-    """Whether one of another process's descriptors can be opened. (That they are there, a process of the same user may see.)"""
+def _looks_into(process: int) -> bool:
+    """Whether a process's memory can be opened, or its root, or one of its descriptors. (That it is there may be seen.)"""
+    place = Path(f"/proc/{process}")
+    return _opens(place / "mem") or _holds(place / "root", lambda path: True) or _holds(place / "fd", _opens)
+
+
+def _holds(folder: Path, what: Callable[[Path], bool]) -> bool:
     try:
-        return any(map(_opens, descriptors.iterdir()))
+        return any(map(what, folder.iterdir()))
     except OSError:
         return False
 

@@ -87,9 +87,7 @@ def _run(channel: Channel, config_file: Path) -> None:
 
             config = load_trainer(config_file, os.environ, {})
         with _blame(Code.ISOLATION):
-            walls = Walls(
-                channel.peer(), channel.fileno(), frozenset(descriptors), config.data.paths, config.sandbox.require, time.monotonic
-            )
+            walls = Walls(channel.fileno(), frozenset(descriptors), config.data.paths, config.sandbox.require, time.monotonic)
             if tried := walls.due():
                 channel.send(tried)
         with _blame(Code.DATA_UNREADABLE):

@@ -36,7 +36,7 @@ class Machine(Peer):
         self._shift = folder / "shift_ms"
         super().__init__(
             folder, [data], listen=f"/ip4/{lan.address(number)}/tcp/31700", namespace=lan.namespace(number),
-            environment={"LD_PRELOAD": str(clock), "SHIFTED_CLOCK": str(self._shift)},
+            environment={"LD_PRELOAD": str(clock), "TAPESTRY_SHIFTED_CLOCK": str(self._shift)},
         )  # fmt: skip
         self._disk = f"tapdisk{lan.number}-{number}"
         self.shift(0)
@@ -50,10 +50,8 @@ class Machine(Peer):
 
     @property
     def pid(self) -> int:
-        """The network side's: the first child of the process that we started."""
-        assert self.process is not None
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return int(children[0]) if children else self.process.pid
+        """The network side's."""
+        return next(process for process in self.processes() if b"--inside" in Path(f"/proc/{process}/cmdline").read_bytes())
 
     @property
     def run(self) -> Path:

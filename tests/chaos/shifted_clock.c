@@ -1,4 +1,4 @@
-/* A wrong wall clock for one process: LD_PRELOAD this, and name in SHIFTED_CLOCK a file of eight bytes, the shift in
+/* A wrong wall clock for one process: LD_PRELOAD this, and name in TAPESTRY_SHIFTED_CLOCK a file of eight bytes, the shift in
    milliseconds (native int64). Whoever writes the file moves the clock at once; time that only goes forward is left alone. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -14,7 +14,7 @@ static int (*true_clock)(clockid_t, struct timespec *);
 static const volatile int64_t *shift_ms;
 
 __attribute__((constructor)) static void begin(void) {
-  const char *path = getenv("SHIFTED_CLOCK");
+  const char *path = getenv("TAPESTRY_SHIFTED_CLOCK");
   int file = path ? open(path, O_RDONLY | O_CLOEXEC) : -1;
   true_clock = (int (*)(clockid_t, struct timespec *))dlsym(RTLD_NEXT, "clock_gettime");
   if (file < 0) return;

@@ -89,7 +89,7 @@ def _packets() -> list[bytes]:
         for message in (
             Hello(2, 4, 1 << 30, bytes(range(32))), Base(7, 0xFFFF, True), Train(8, 7), Stop(8, 0), Quit(), Ready(2, 1 << 30, 1, 1, 0),
             Beat(5120, 1 << 22, 3.25, 900.5, 1 << 33, 2.5, 3), Delta(8, 0, 500, 1 << 16, 2000, 3.0, 0.125, 9, bytes(range(32))),
-            Evaluated(7, 3.5, 8192), Fault(8), Withheld(8, 0, 1), Checks(0b1011, 0b100, 77), Rest(), Ended(-9),
+            Evaluated(7, 3.5, 8192), Fault(8), Withheld(8, 0, 1), Checks(0b1011, 0b100), Rest(), Ended(-9),
         )
     ]  # fmt: skip
 

@@ -35,6 +35,7 @@ from protocols.trainer import (
     Train,
     unpack,
 )
+from tapestryd.host.output import Output
 from tapestryd.host.steward import environment_of
 from tapestryd.host.trainer import Trainer, Work
 from tapestryd.training.outer import outer_step
@@ -80,8 +81,9 @@ class Handle:
         return self
 
     async def pid(self) -> int:
-        """The trainer's process id, as it says itself."""
-        return (await following(self, Checks)).pid
+        """The trainer's process id, once it has said anything."""
+        await following(self, Checks)
+        return int(Path(f"/proc/{self.steward}/task/{self.steward}/children").read_text())
 
 
 @pytest.fixture
@@ -92,8 +94,10 @@ def steward(home: Home) -> Iterator[int]:
         listening.listen()
         environment = environment_of(os.environ | {"AWS_SECRET_ACCESS_KEY": "x", "OMP_NUM_THREADS": "1"})
         command = [sys.executable, "-P", "-m", "tapestryd.host.steward", "--config", str(home.config)]
-        child = start("the data side", None, command, environment, listening, "trainer", signal.SIGKILL)
+        output = Output()
+        child = start("the data side", None, command, environment, listening, "trainer", output=output, death=signal.SIGKILL)
     yield child
+    output.pass_on(2)
     os.kill(child, signal.SIGTERM)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) in (0, -signal.SIGTERM)  # it may be ending by itself already
 

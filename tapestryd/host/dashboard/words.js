@@ -57,7 +57,7 @@ export const CHECKS = {
   "data.io_uring": "nor have the kernel open one",
   "data.descriptors": "it was handed nothing open but its channel",
   "data.network_side": "it cannot open the network side's files",
-  "data.memory": "nor its memory",
+  "data.memory": "nor look into any process but its own",
   "data.privileges": "it has no privilege, and can get none",
   "data.writes": "it can write nothing but its checkpoint",
   "network.devices": "the network side has no GPU",
@@ -66,8 +66,7 @@ export const CHECKS = {
   "network.places": "it sees no folder where people keep data",
   "network.privileges": "it has no privilege, and can get none",
   "network.trainer_config": "it cannot read the data side's settings",
-  "network.trainer_memory": "it cannot open the data side's memory",
-  "network.trainer_files": "nor its files",
+  "network.processes": "it cannot look into any process but its own",
 };
 export const VERDICTS = { held: "✓", open: "✗", untried: "?" };
 
