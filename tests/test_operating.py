@@ -1,0 +1,32 @@
+"""The operator's handbook against the code: no fault, reason or metric that it does not explain, and none that is no more."""
+
+import re
+from pathlib import Path
+
+from protocols.trainer import Code, Withhold
+from tapestryd import picture
+
+HANDBOOK = (Path(__file__).parent.parent / "deploy" / "OPERATING.md").read_text()
+
+
+def rows(heading: str) -> set[str]:
+    """The words in backquotes of the first column of the table with this first heading."""
+    table = HANDBOOK.split(f"| {heading} |", 1)[1].split("\n\n", 1)[0]
+    return {word for line in table.splitlines()[2:] for word in re.findall(r"`(\w+)`", line.split("|")[1])}
+
+
+def test_every_fault_of_the_data_side() -> None:
+    assert rows("fault") == {code.name for code in Code}
+
+
+def test_every_reason_to_withhold() -> None:
+    assert rows("withheld") == {reason.name for reason in Withhold}
+
+
+def test_every_reason_that_has_a_sentence() -> None:
+    assert set(picture._HEALTH) <= rows("reason")
+
+
+def test_discards_are_those_of_the_protocol() -> None:
+    document = (Path(__file__).parent.parent / "protocols" / "rounds.md").read_text()
+    assert all(re.search(rf"^\| [\w, ]*\b{reason}\b[\w, ]* \|", document, re.M) for reason in rows("discarded"))
