@@ -84,7 +84,7 @@ def test_the_user_and_the_group(tmp_path: Path) -> None:
 
 def test_the_instructions_name_files_that_exist() -> None:
     named = set(re.findall(r"deploy/[\w./-]+", (DEPLOY / "README.md").read_text()))
-    shipped = {str(path.relative_to(DEPLOY.parent)) for path in DEPLOY.rglob("*") if path.is_file() and path.name != "README.md"}
+    shipped = {str(path.relative_to(DEPLOY.parent)) for path in DEPLOY.rglob("*") if path.is_file() and path.suffix != ".md"}
     folders = {f"deploy/{name}" for name in ("systemd", "sysusers.d", "tmpfiles.d")}  # named as a whole
     parts = {"deploy/place.sh", "deploy/systemd-user/configure.sh", "deploy/systemd-user/tapestry.service"}
     parts |= {f"deploy/debian/{script}" for script in ("postinst", "prerm", "postrm")}  # of those that are named
