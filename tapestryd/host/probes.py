@@ -77,7 +77,7 @@ def data_side(channel: int, given: frozenset[int] | None, data: Sequence[Path]) 
         Check.INTERFACES: _interfaces() <= {"lo"},
         Check.SOCKETS: not any(map(_makes_socket, range(_FAMILIES))),
         Check.IO_URING: _no_io_uring(),
-        Check.DESCRIPTORS: _sockets() <= {*_STREAMS, channel} and (given is None or _descriptors() <= {*_STREAMS, channel} | given),
+        Check.DESCRIPTORS: _sockets() <= {*_STREAMS, channel} and (given is None or _descriptors().keys() <= {*_STREAMS, channel} | given),
         Check.NETWORK_SIDE: not _opens(_NETWORK_STATE),
         Check.MEMORY: not any(map(_looks_into, _others({os.getpid(), os.getppid()}))),
         Check.PRIVILEGES: _powerless(),
@@ -127,17 +127,17 @@ def _no_io_uring() -> bool:
     return ctypes.get_errno() in (1, 38)  # EPERM, ENOSYS
 
 
-def _descriptors() -> set[int]:
-    found = set()
+def _descriptors() -> dict[int, int]:
+    """Number → mode of what is open."""
+    found = {}
     for name in os.listdir("/proc/self/fd"):
-        with suppress(OSError):  # that of the listing itself
-            os.fstat(int(name))
-            found.add(int(name))
+        with suppress(OSError):  # that of the listing itself, and what another thread closes meanwhile
+            found[int(name)] = os.fstat(int(name)).st_mode
     return found
 
 
 def _sockets() -> set[int]:
-    return {number for number in _descriptors() if S_ISSOCK(os.fstat(number).st_mode)}
+    return {number for number, mode in _descriptors().items() if S_ISSOCK(mode)}
 
 
 def _powerless() -> bool:
