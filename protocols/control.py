@@ -374,6 +374,27 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True)
+class Reloaded:
+    """What came of reading the configuration again. `changed`: keys with other values that are in force now; `restart`: those that
+    will be when the daemon is started anew."""
+
+    said: str
+    changed: tuple[str, ...]
+    restart: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting of the running daemon. `value`: as a file would say it. `origin`: built-in, a profile, a file, a name of the
+    environment, or the command line. `live`: whether a reload takes up another value."""
+
+    key: str
+    value: bool | int | float | str | list[str]
+    origin: str
+    live: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """`state`: idle, no run joined; joining, no peers or no base yet; syncing, catching up; training; averaging, which is
     gathering, reducing, settling or committing (`run.phase` says which); paused; stopping. `refusals`: what we refused;

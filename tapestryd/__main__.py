@@ -6,18 +6,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tapestryd import __version__
-from tapestryd.config import load_daemon
+from tapestryd import __version__, errand
+from tapestryd.config import DaemonConfig
 from tapestryd.errors import LocalFault
 from tapestryd.host import seccomp
+from tapestryd.host.inherited import inherited
+from tapestryd.layers import Loaded, files_at, load_daemon
 
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="tapestryd",
         description="One peer of a Tapestry run. `tapestryd demo` shows a live swarm on this machine instead.",
-        epilog="Settings: built-in < file < environment (TAPESTRY_SECTION__KEY) < --set. Exit: 0 after a clean stop, "
-        "2 usage, 75 a temporary fault, 78 a fault of configuration or state.",
+        epilog="Settings: built-in < profile < file < file.d/*.toml < environment (TAPESTRY_SECTION__KEY) < --set. SIGHUP reads them "
+        "anew. Exit: 0 after a clean stop, 2 usage, 75 a temporary fault, 78 a fault of configuration or state.",
     )
     p.add_argument("--config", type=Path, metavar="FILE", help="tapestryd.toml; without it, built-in values and the environment")
     p.add_argument(
@@ -45,7 +47,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not equals:
                 parser().error(f"--set {setting}: SECTION.KEY=VALUE is expected")
             flags[key] = value
-        config = load_daemon(options.config, os.environ, flags)
+        held = inherited(os.environ, os.getpid())
+
+        def load() -> Loaded[DaemonConfig]:
+            files = errand.ask(held["settings"]) if "settings" in held else files_at(options.config)
+            return load_daemon(files, os.environ, flags)
+
+        config = load().config
         if options.check:
             print("The configuration is good.")
             return 0
@@ -53,14 +61,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             seccomp.ensure(seccomp.NETWORK)
             from tapestryd import daemon
 
-            daemon.main(config, options.inside or config.sandbox.method)
+            daemon.main(load, options.inside or config.sandbox.method, held.get("api"))
             return 0
         from tapestryd import warden
 
-        files = [options.config.absolute()] if options.config else []
-        named = [word for file in files for word in ("--config", str(file))]
+        file = options.config.absolute() if options.config else None
+        named = ["--config", str(file)] if file else []
         settings = [word for setting in options.set for word in ("--set", setting)]
-        return warden.main(config, [sys.executable, "-P", "-m", "tapestryd", *named, *settings], files)
+        return warden.main(config, [sys.executable, "-P", "-m", "tapestryd", *named, *settings], file)
     except LocalFault as fault:
         print(f"tapestryd: {fault}", file=sys.stderr)
         return fault.exit_code

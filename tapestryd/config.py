@@ -1,23 +1,19 @@
-"""This machine's choices. Two files, because the network side must not even read the data side's.
+"""This machine's choices, and their built-in values. Two files, because the network side must not even read the data side's.
 
-Precedence, last wins: built-in < file < environment (TAPESTRY_SECTION__KEY) < command line. Every fault is
-reported, together, with its file, key and value. Run rules, which all peers must agree on, are not here.
+Run rules, which all peers must agree on, are not here; nor is how files and other layers become these (layers.py).
 """
 
-import tomllib
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
-
-from tapestryd.errors import ConfigFault
-from tapestryd.settings import CHECKS, convert, from_text
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """`name`: public label; empty shows the short peer id. `state_dir`: identity, snapshots, log; one daemon each."""
+    """`profile`: values for a kind of machine, beneath all that is set otherwise (profiles.py). `name`: public label; empty shows the
+    short peer id. `state_dir`: identity, snapshots, log; one daemon each."""
 
+    profile: str = "none"
     name: str = ""
     state_dir: Path = Path("/var/lib/tapestry")
 
@@ -144,6 +140,13 @@ class DaemonConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class Machine:
+    """`profile`: as for the network side, whose file the data side does not see."""
+
+    profile: str = "none"
+
+
+@dataclass(frozen=True, slots=True)
 class Data:
     """`paths`: folders or files of .txt, .md, .jsonl, .parquet (also .gz, .zst). `text_field`: where a row keeps its text.
     Files named heldout.* are never trained on; where there are none, every 20th block of text is held out.
@@ -249,6 +252,7 @@ class Required:
 
 @dataclass(frozen=True, slots=True)
 class TrainerConfig:
+    node: Machine = field(default_factory=Machine)
     data: Data = field(default_factory=Data)
     compute: Compute = field(default_factory=Compute)
     evaluate: Evaluate = field(default_factory=Evaluate)
@@ -258,39 +262,6 @@ class TrainerConfig:
     gpu: GpuLimits = field(default_factory=GpuLimits)
     cpu: CpuLimits = field(default_factory=CpuLimits)
     sandbox: Required = field(default_factory=Required)
-
-
-SCHEMA = 1
-_FILE_BYTES = 1 << 20
-
-C = TypeVar("C", DaemonConfig, TrainerConfig)
-
-
-def load_daemon(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, str]) -> DaemonConfig:
-    """Settings of the network side. `flags`: "section.key" → text. Raises ConfigFault with one line per fault."""
-    names = {name: name[9:] for name in environ if name.startswith("TAPESTRY_") and not of_trainer(name)}
-    return _load(DaemonConfig, path, {name: (short, environ[name]) for name, short in names.items() if "__" in short}, flags)
-
-
-def load_trainer(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, str]) -> TrainerConfig:
-    """Settings of the data side, as load_daemon; its environment names begin with TAPESTRY_TRAINER_."""
-    names = {name: name[17:] for name in environ if of_trainer(name)}
-    found = _load(TrainerConfig, path, {name: (short, environ[name]) for name, short in names.items() if "__" in short}, flags)
-    if found.release.delta_noise_std and not found.release.delta_clip_norm:
-        raise ConfigFault(
-            f"release.delta_noise_std = {found.release.delta_noise_std} is a share of release.delta_clip_norm, which is 0: set both or none"
-        )
-    if found.gpu.max_temperature and found.gpu.resume_temperature > found.gpu.max_temperature:
-        raise ConfigFault(
-            f"gpu.resume_temperature = {found.gpu.resume_temperature:g} is above gpu.max_temperature = {found.gpu.max_temperature:g}: "
-            "it must not be hotter than that to go on; lower it"
-        )
-    return found
-
-
-def of_trainer(name: str) -> bool:
-    """TAPESTRY_TRAINER__CONFIG is the daemon's section "trainer"; TAPESTRY_TRAINER_DATA__PATHS is the trainer's own."""
-    return name.startswith("TAPESTRY_TRAINER_") and not name.startswith("TAPESTRY_TRAINER__")
 
 
 _KINDS: dict[Any, str] = {
@@ -308,11 +279,12 @@ _SUFFIXES = {"_bytes": "size", "_share": "share", "_s": "duration"}
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """How one key of a file fills one field: "storage.min_free", a size, fills Storage.min_free_bytes."""
+    """How one key of a file fills one field: "storage.min_free", a size, fills Storage.min_free_bytes, which is `default` otherwise."""
 
     section: str
     field: str
     kind: str
+    default: Any
 
 
 def settings_of(config: type) -> dict[str, Setting]:
@@ -323,105 +295,5 @@ def settings_of(config: type) -> dict[str, Setting]:
         for item in fields(table):
             suffix = next((suffix for suffix in _SUFFIXES if item.name.endswith(suffix)), "")
             key, kind = item.name.removesuffix(suffix), _SUFFIXES.get(suffix) or _KINDS[item.type]
-            found[f"{section.name}.{key}"] = Setting(section.name, item.name, kind)
+            found[f"{section.name}.{key}"] = Setting(section.name, item.name, kind, item.default)
     return found
-
-
-@dataclass(frozen=True, slots=True)
-class _Given:
-    """One value as somebody wrote it. `origin` and `written` name the place and the key in that person's words."""
-
-    origin: str
-    written: str
-    key: str
-    value: object
-    folder: Path
-
-    def fault(self, sentence: str) -> str:
-        return f"{self.origin}: {_word(self.written)} = {_shown(self.value)}: {sentence}"
-
-
-def _load(config: type[C], path: Path | None, environ: Mapping[str, tuple[str, str]], flags: Mapping[str, str]) -> C:
-    settings, faults, given = settings_of(config), list[str](), list[_Given]()
-    here = Path.cwd()
-    if path is not None:
-        given += _from_file(path.absolute(), settings, faults)
-    for name, (short, text) in sorted(environ.items()):
-        given.append(_Given("environment", name, short.lower().replace("__", ".", 1), text, here))
-    given += [_Given("command line", key, key, text, here) for key, text in flags.items()]
-    values: dict[str, dict[str, Any]] = {section.name: {} for section in fields(config)}
-    for one in given:
-        setting = settings.get(one.key)
-        if setting is None:
-            faults.append(one.fault(f"no such key{_nearest(one.key, settings)}"))
-            continue
-        try:
-            value = one.value
-            if one.origin in ("environment", "command line"):
-                value = from_text(setting.kind, str(value))
-            value = convert(setting.kind, value, one.folder)
-            values[setting.section][setting.field] = CHECKS[one.key](value, one.folder) if one.key in CHECKS else value
-        except ValueError as wrong:
-            faults.append(one.fault(str(wrong)))
-    if faults:
-        raise ConfigFault("\n".join(faults))
-    tables: dict[str, Any] = {section.name: section.type for section in fields(config)}
-    return config(**{name: table(**values[name]) for name, table in tables.items()})
-
-
-def _from_file(path: Path, settings: Mapping[str, Setting], faults: list[str]) -> list[_Given]:
-    """The values in a file; what cannot be a setting at all goes to `faults`."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(_FILE_BYTES + 1)
-        if len(data) > _FILE_BYTES:
-            raise ValueError(f"larger than {_FILE_BYTES} bytes")
-        body = tomllib.loads(data.decode())
-    except OSError as error:
-        faults.append(f"{path}: cannot be read ({error.strerror}); name another file with --config, or copy the example from deploy/")
-        return []
-    except (ValueError, RecursionError) as error:
-        faults.append(f"{path}: not a TOML file in UTF-8 ({str(error)[:200]}); correct it there")
-        return []
-    schema = body.pop("schema_version", None)
-    if type(schema) is not int or schema != SCHEMA:
-        said = "is missing" if schema is None else f"= {_shown(schema)} is not one this version reads"
-        faults.append(f"{path}: schema_version {said}; the file must begin with schema_version = {SCHEMA}")
-        return []
-    sections = sorted({setting.section for setting in settings.values()})
-    given = []
-    for name, table in body.items():
-        if isinstance(table, dict) and name in sections:
-            given += [_Given(str(path), f"{name}.{key}", f"{name}.{key}", value, path.parent) for key, value in table.items()]
-        elif isinstance(table, dict):
-            faults.append(f"{path}: [{_word(name)}]: no such section{_nearest(name, sections)}")
-        elif name in sections:
-            faults.append(f"{path}: {name} = {_shown(table)}: must be a section; write [{name}] on a line of its own")
-        else:
-            faults.append(f"{path}: {_word(name)} = {_shown(table)}: no such key outside a section{_nearest(name, settings)}")
-    return given
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    """What was probably meant: "; did you mean …?", or the whole choice where nothing is near and the choice is short."""
-    import difflib  # only a faulty file pays for it
-
-    known = list(known)
-    ends = [key for key in known if key.rpartition(".")[2] == name.rpartition(".")[2]]
-    near = ends or difflib.get_close_matches(name, known, 1, 0.6)
-    if near:
-        return f"; did you mean {near[0]}?"
-    return "; there are " + ", ".join(known if len(known) < 20 else sorted({key.partition(".")[0] + ".…" for key in known}))
-
-
-def _word(key: str) -> str:
-    """A key as written, which TOML lets be any text at all, on one line."""
-    return key if key.isprintable() and len(key) <= 80 else repr(key[:60])
-
-
-def _shown(value: object) -> str:
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):
-        return "(too large to show)"
-    return text if len(text) <= 80 else text[:77] + "…"

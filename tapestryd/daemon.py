@@ -10,13 +10,13 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from socket import socket
 
 from protocols import limits
-from protocols.control import Ban, Certificate, Egress, Status, Story
+from protocols.control import Ban, Certificate, Egress, Reloaded, Setting, Status, Story
 from protocols.refusal import Refused
 from protocols.rounds import IN_ROUND, Held, State
 from protocols.rules import Invite, prefix_of
@@ -26,6 +26,7 @@ from tapestryd.config import DaemonConfig
 from tapestryd.doorkeeper import Doorkeeper
 from tapestryd.errors import DiskFull, LocalFault, StateFault, Unavailable
 from tapestryd.founding import adopt
+from tapestryd.host import logs
 from tapestryd.host.answers import Answers
 from tapestryd.host.api import Api
 from tapestryd.host.box import interpreter
@@ -33,7 +34,6 @@ from tapestryd.host.clock import now_ms
 from tapestryd.host.dashboard import Dashboard
 from tapestryd.host.fields import FOUNDED
 from tapestryd.host.inbox import Inbox
-from tapestryd.host.inherited import inherited
 from tapestryd.host.keys import Identity, verify
 from tapestryd.host.metrics import scraped
 from tapestryd.host.probes import EVERY_S
@@ -43,8 +43,10 @@ from tapestryd.host.watch import Watch
 from tapestryd.host.web import Web
 from tapestryd.host.will import Mode
 from tapestryd.isolation import Isolation
+from tapestryd.layers import Loaded
 from tapestryd.pauses import Pauses
 from tapestryd.picture import picture
+from tapestryd.reloading import Choices
 from tapestryd.session import Session
 from tapestryd.story import certificate
 from tapestryd.swarm.line import Line
@@ -61,9 +63,11 @@ _STOP_S = 20.0
 class Daemon:
     """Implements host.operator.Operator. `run` returns after a clean stop and raises LocalFault otherwise."""
 
-    def __init__(self, config: DaemonConfig, notifier: Notifier, method: str, api: socket | None) -> None:
-        """`method`: who boxed us; `api`: a socket listening at api.socket that somebody else has made, and will remove."""
-        self.config = config
+    def __init__(self, load: Callable[[], Loaded[DaemonConfig]], notifier: Notifier, method: str, api: socket | None) -> None:
+        """`load`: reads the configuration as it is now, or raises LocalFault. `method`: who boxed us; `api`: a socket listening at
+        api.socket that somebody else has made, and will remove."""
+        self._choices = Choices(load)
+        config = self.config
         named = [Path(name).parent for name in (config.run.join, config.run.delegation) if name]
         needed = (*interpreter(os.environ), config.node.state_dir, *config.sandbox.read, *named)
         self.isolation = Isolation(method, config.trainer.config, needed, required=config.sandbox.require)
@@ -74,6 +78,10 @@ class Daemon:
         self._stopping = asyncio.Event()
         self._failure: BaseException | None = None
         self._changing = asyncio.Lock()
+        self._line = Line(
+            lambda: self.config.network.max_upload_bytes, lambda: self.config.network.max_download_bytes,
+            spare_near=config.network.lan_exempt,
+        )  # fmt: skip
         self._state: StateDir
         self._identity: Identity
         self._door: Doorkeeper
@@ -82,6 +90,10 @@ class Daemon:
         self._dashboard: Web
         self._scraped: Web
         self._books: Bookkeeper
+
+    @property
+    def config(self) -> DaemonConfig:
+        return self._choices.config
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -92,7 +104,7 @@ class Daemon:
             self._books = Bookkeeper(self._state.path / "egress", now_ms)
             self._pauses = Pauses(self.config, self._state, lambda: now_ms() / 1000, self._busy, self._hold)
             self._watch = Watch(self.status, now_ms, per_peer=self.config.metrics.per_peer)
-            self._inbox = Inbox(self._state.path / "founded", self.config.storage.min_free_bytes)
+            self._inbox = Inbox(self._state.path / "founded", lambda: self.config.storage.min_free_bytes)
             answers = Answers(self, self._watch, self._inbox)
             dashboard = Dashboard(self.config.dashboard, answers.page)
             self._dashboard, self._scraped = dashboard.web, scraped(self.config.metrics, answers.metrics)
@@ -104,6 +116,7 @@ class Daemon:
             await self._scraped.start()
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self._stopping.set)
+            loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(self._heard_hup()))
             says = asyncio.create_task(self._say())
             counts = asyncio.create_task(self._count())
             self._pauses.look()
@@ -186,7 +199,7 @@ class Daemon:
         await self._books.joining()
         node = await Node.start(
             prefix_of(invite.run_id), self._identity.path, network.listen, network.announce, bootstrap, verify, self._door,
-            line=Line(lambda: network.max_upload_bytes, lambda: network.max_download_bytes, spare_near=network.lan_exempt),
+            line=self._line,
             meter=Meter(self._books.count),
         )  # fmt: skip
         if node.peer_id != self._identity.peer_id:
@@ -226,7 +239,8 @@ class Daemon:
 
     def status(self) -> Status:
         webs, peer_id, policy = (self._dashboard, self._scraped), self._identity.peer_id, self._pauses.status()
-        return picture(self.config, self.session, self._door, self.isolation, policy, webs, peer_id, self._began, self._stopping.is_set())
+        trouble, stopping = self._choices.trouble, self._stopping.is_set()
+        return picture(self.config, self.session, self._door, self.isolation, policy, webs, peer_id, self._began, trouble, stopping)
 
     def rounds(self, limit: int) -> list[Story]:
         return list(self.session.history.stories)[-limit:] if self.session else []
@@ -308,6 +322,36 @@ class Daemon:
             self._state.current = ""
         return f"Left run {run_id[:12]}; its files stay in {self._state.path / 'runs' / run_id}."
 
+    def settings(self) -> list[Setting]:
+        return self._choices.settings()
+
+    async def reload(self) -> Reloaded:
+        try:
+            reloaded = await self._choices.reload()
+            await self._heed(self.config)
+            return reloaded
+        finally:
+            self._watch.look()
+
+    async def _heed(self, config: DaemonConfig) -> None:
+        """Tell those who do not ask each time."""
+        logs.set_level(config.log.level)
+        self._line.spare_near = config.network.lan_exempt
+        self._door.amend(config.trust)
+        self._pauses.amend(config)
+        if self.session is not None:
+            self.session.config = config
+            for peer in config.trust.deny:
+                await self.session.node.disconnect(peer)
+
+    async def _heard_hup(self) -> None:
+        self._notifier.reloading()
+        try:
+            log.info("%s", (await self.reload()).said)
+        except LocalFault as fault:
+            log.error("%s", fault)
+        self._notifier.ready()
+
     async def shutdown(self) -> str:
         asyncio.get_running_loop().call_later(0.2, self._stopping.set)
         return "Stopping."
@@ -361,17 +405,15 @@ run's outer optimizer gives exactly these weights; every entry carries the signe
 """
 
 
-def main(config: DaemonConfig, method: str) -> None:
-    """Run until stopped. `method`: who boxed us. Raises LocalFault."""
+def main(load: Callable[[], Loaded[DaemonConfig]], method: str, api: socket | None) -> None:
+    """Run until stopped. The parameters are Daemon's. Raises LocalFault."""
     import sys
 
     import uvloop
 
-    from tapestryd.host import logs
-
-    logs.set_up(config.log.level, config.log.format, os.environ, sys.stderr)
-
     async def run() -> None:
-        await Daemon(config, Notifier.of(os.environ, os.getpid()), method, inherited(os.environ, os.getpid()).get("api")).run()
+        daemon = Daemon(load, Notifier.of(os.environ, os.getpid()), method, api)
+        logs.set_up(daemon.config.log.level, daemon.config.log.format, os.environ, sys.stderr)
+        await daemon.run()
 
     uvloop.run(run())

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from protocols.control import SCHEMA, Exit
-from tapestryd.config import Checkpoint, Node, TrainerChoice, load_trainer
+from tapestryd.config import Checkpoint, Node, TrainerChoice, TrainerConfig
 from tapestryd.errors import ConfigFault, NotAllowed
 from tapestryd.host import allowance, datasets
 from tapestryd.host.datasets import Dataset
 from tapestryd.host.files import write
 from tapestryd.host.manifest import CLASSES, CONSTRAINTS, UNDECLARED, Manifest, key, refusal
+from tapestryd.layers import files_at, load_trainer
 from tapestryd.program import ended
 from tapestryd.screen import clean, size
 from tapestryd.training.exclusion import protected
@@ -116,7 +117,11 @@ def listing(options: argparse.Namespace) -> int:
 
 
 def _there(options: argparse.Namespace) -> list[Dataset]:
-    return datasets.datasets(load_trainer(options.config, os.environ, {}).data.paths)
+    return datasets.datasets(_loaded(options).data.paths)
+
+
+def _loaded(options: argparse.Namespace) -> TrainerConfig:
+    return load_trainer(files_at(options.config), os.environ, {}).config
 
 
 def _document(dataset: Dataset) -> dict[str, Any]:
@@ -163,7 +168,7 @@ def verify(options: argparse.Namespace) -> int:
 
 
 def allow(options: argparse.Namespace) -> int:
-    config = load_trainer(options.config, os.environ, {})
+    config = _loaded(options)
     folder = options.folder.resolve()
     own = [config.checkpoint.dir, Node().state_dir, Checkpoint().dir, Path(sys.prefix)]
     if wrong := allowance.fault(folder, [path.resolve() for path in own]):
@@ -175,7 +180,7 @@ def allow(options: argparse.Namespace) -> int:
 
 
 def forbid(options: argparse.Namespace) -> int:
-    before = load_trainer(options.config, os.environ, {}).data.paths
+    before = _loaded(options).data.paths
     folder = options.folder.resolve()
     after = tuple(path for path in before if path.resolve() != folder)
     if not after:

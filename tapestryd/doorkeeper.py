@@ -29,6 +29,10 @@ class Doorkeeper:
         self._writing = asyncio.Lock()
         self._later: asyncio.Task[None] | None = None
 
+    def amend(self, terms: Trust) -> None:
+        """Other terms from now on."""
+        self._standing.amend(terms)
+
     @property
     def _now_s(self) -> float:
         return self._now_ms() / 1000
@@ -68,7 +72,7 @@ class Doorkeeper:
 
     async def unban(self, peer: str) -> str:
         if self._standing.denied(peer):
-            raise LocalFault(f"{peer} is denied by trust.deny of the configuration; take it out there and restart tapestryd")
+            raise LocalFault(f"{peer} is denied by trust.deny of the configuration; take it out there, and `tapestry reload`")
         if not self._standing.unban(peer):
             raise LocalFault(f"{peer} is not banned; `tapestry peers bans` lists those that are")
         log.warning("peer=…%s unbanned by the operator", peer[-6:])

@@ -29,7 +29,7 @@ class Pauses:
     def __init__(
         self, config: DaemonConfig, state: StateDir, now_s: Callable[[], float], busy: Callable[[], bool], hold: Callable[[Held], None]
     ) -> None:  # fmt: skip
-        self._policy = Policy(min_free_bytes=config.storage.min_free_bytes)
+        self.amend(config)
         self._state = state
         self._now_s, self._busy, self._hold = now_s, busy, hold
         self._will = self._written = state.will()
@@ -37,6 +37,10 @@ class Pauses:
         self._verdict = Verdict()
         self._holds: tuple[Hold, ...] = ()
         self.held = Held(())
+
+    def amend(self, config: DaemonConfig) -> None:
+        """Another policy from the next look on."""
+        self._policy = Policy(min_free_bytes=config.storage.min_free_bytes)
 
     async def run(self) -> None:
         while True:

@@ -31,13 +31,13 @@ _HEALTH = {
 
 def picture(
     config: DaemonConfig, session: Session | None, door: Doorkeeper, isolation: Isolation, policy: control.Policy, webs: tuple[Web, Web],
-    peer_id: str, began: float, stopping: bool
+    peer_id: str, began: float, trouble: str, stopping: bool
 ) -> control.Status:  # fmt: skip
-    """`webs`: of the dashboard, and of the metrics. `began`: time.monotonic() of the daemon's start."""
+    """`webs`: of the dashboard, and of the metrics. `began`: time.monotonic() of the daemon's start. `trouble`: its own."""
     trainer = control.Trainer(state="off")
     state = "idle"
     reasons: tuple[str, ...] = ()
-    health = isolation.trouble() + [web.trouble for web in webs if web.trouble]
+    health = [said for said in (trouble,) if said] + isolation.trouble() + [web.trouble for web in webs if web.trouble]
     if session is not None:
         state = _STATES[session.member.state] if session.member else "joining"
         reasons = session.member.reasons if session.member else ("no_rules",)

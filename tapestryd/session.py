@@ -187,7 +187,7 @@ class Session:
         )  # fmt: skip
         reduction = Reduction(self.node, meetings, sizes, self.identity.sign, verify)
         settlement = Settlement(self.node, meetings, sizes, self.identity.sign, verify, self.store.keep_proof, rules.members)
-        donor = Donor(self.node, self.store, self.config.network.max_serve_bytes, self._averaging)
+        donor = Donor(self.node, self.store, lambda: self.config.network.max_serve_bytes, self._averaging)
         self.averaging = Averaging(rules, self.keeper, self.node, gathering, reduction, settlement, now_ms)
         for room in (gathering, reduction, settlement, donor, self.reach):
             await room.serve()

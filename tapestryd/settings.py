@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from protocols.identity import public_key
 from protocols.refusal import Refused
 from protocols.rules import Invite
 from tapestryd.host.hours import Window
+from tapestryd.profiles import PROFILES
 
 SOCKET_PATH_BYTES = 107
 """Linux's sun_path holds 108 bytes with its closing zero."""
@@ -133,13 +135,50 @@ def _path(text: str, folder: Path) -> Path:
     return folder / text
 
 
-def _between(low: float, high: float, unit: str = "") -> Callable[[Any, Path], Any]:
-    def check(value: Any, folder: Path) -> Any:
-        if not low <= value <= high:
-            raise ValueError(f"must be from {low} to {high}{unit}")
+def written(kind: str, value: Any) -> Any:
+    """What a file would say for this value: the inverse of `convert`, but that paths stay whole."""
+    match kind:
+        case "path":
+            return str(value)
+        case "paths" | "texts":
+            return [str(item) for item in value]
+        case "share":
+            return f"{_plain(value * 100)}%"
+        case "size":
+            unit = next((unit for unit in ("TiB", "GiB", "MiB", "KiB") if value and value % _UNITS_BYTES[unit] == 0), "")
+            return f"{value // _UNITS_BYTES[unit]} {unit}" if unit else str(value)
+        case "duration":
+            unit = next((unit for unit in ("d", "h", "m", "s") if value and value % _UNITS_S[unit] == 0), "s")
+            return f"{_plain(value / _UNITS_S[unit])}{unit}"
+    return value
+
+
+def _plain(value: float) -> str:
+    return f"{value:.9f}".rstrip("0").rstrip(".")
+
+
+@dataclass(frozen=True, slots=True)
+class Between:
+    """A number from `low` to `high`; `unit` goes behind them in the sentence."""
+
+    low: float
+    high: float
+    unit: str = ""
+
+    def __call__(self, value: Any, folder: Path) -> Any:
+        if not self.low <= value <= self.high:
+            raise ValueError(f"must be from {self.low} to {self.high}{self.unit}")
         return value
 
-    return check
+
+@dataclass(frozen=True, slots=True)
+class OneOf:
+    choices: tuple[str, ...]
+
+    def __call__(self, value: Any, folder: Path) -> Any:
+        if value not in self.choices:
+            raise ValueError(f"must be {', '.join(self.choices[:-1])} or {self.choices[-1]}")
+        return value
 
 
 def _like(pattern: str, must: str) -> Callable[[Any, Path], Any]:
@@ -272,6 +311,7 @@ def _multiaddr(text: str, *, port: bool, peer: bool) -> None:
 
 
 CHECKS: dict[str, Callable[[Any, Path], Any]] = {
+    "node.profile": OneOf(tuple(PROFILES)),
     "node.name": _like(rf".{{0,{limits.NAME_CHARS}}}", f"must be at most {limits.NAME_CHARS} characters"),
     "run.join": _join,
     "run.delegation": _delegation,
@@ -281,46 +321,46 @@ CHECKS: dict[str, Callable[[Any, Path], Any]] = {
     "network.max_serve": _limit,
     "network.max_upload": _limit,
     "network.max_download": _limit,
-    "network.metered": _like("pause|run", "must be pause or run"),
+    "network.metered": OneOf(("pause", "run")),
     "api.socket": _socket,
     "dashboard.listen": _loopback,
     "dashboard.allowed_hosts": _hosts,
-    "dashboard.writes": _like("token|never", "must be token or never"),
+    "dashboard.writes": OneOf(("token", "never")),
     "metrics.listen": _endpoint,
-    "log.level": _like("error|warning|info|debug", "must be error, warning, info or debug"),
-    "log.format": _like("auto|text|json", "must be auto, text or json"),
+    "log.level": OneOf(("error", "warning", "info", "debug")),
+    "log.format": OneOf(("auto", "text", "json")),
     "trainer.socket": _socket,
-    "sandbox.method": _like("auto|systemd|container|namespaces|none", "must be auto, systemd, container, namespaces or none"),
-    "storage.snapshot_every": _between(1, 1_000_000),
-    "storage.keep_snapshots": _between(1, 1_000),
-    "trust.score_disconnect": _between(-100, -1),
-    "trust.score_ban": _between(-100, -1),
-    "trust.score_halflife": _between(1, 366 * 86_400, " seconds"),
-    "trust.ban_time": _between(1, 366 * 86_400, " seconds"),
+    "sandbox.method": OneOf(("auto", "systemd", "container", "namespaces", "none")),
+    "storage.snapshot_every": Between(1, 1_000_000),
+    "storage.keep_snapshots": Between(1, 1_000),
+    "trust.score_disconnect": Between(-100, -1),
+    "trust.score_ban": Between(-100, -1),
+    "trust.score_halflife": Between(1, 366 * 86_400, " seconds"),
+    "trust.ban_time": Between(1, 366 * 86_400, " seconds"),
     "trust.deny": _peers,
     "data.paths": _some,
     "data.text_field": _like(".+", "must name the field of a row that holds its text"),
-    "data.seed": _between(0, (1 << 63) - 1),
+    "data.seed": Between(0, (1 << 63) - 1),
     "data.exclude": _file,
     "compute.device": _like(r"auto|cpu|mps|cuda(:\d{1,3})?", "must be auto, cpu, cuda, cuda:N or mps"),
-    "compute.threads": _between(0, 1024),
-    "compute.precision": _like("auto|fp32|bf16", "must be auto, fp32 or bf16"),
-    "evaluate.every": _between(0, 1_000_000),
-    "evaluate.tokens": _between(1, 1 << 30),
-    "release.min_steps": _between(0, 1_000_000),
-    "release.min_examples": _between(0, 32_768),
-    "release.delta_clip_norm": _between(0, 1e9),
-    "release.delta_noise_std": _between(0, 1e6),
-    "release.max_per_hour": _between(1, 100_000),
-    "release.max_param_jump": _between(0.001, 1e6),
-    "checkpoint.every": _between(1, 86_400, " seconds"),
+    "compute.threads": Between(0, 1024),
+    "compute.precision": OneOf(("auto", "fp32", "bf16")),
+    "evaluate.every": Between(0, 1_000_000),
+    "evaluate.tokens": Between(1, 1 << 30),
+    "release.min_steps": Between(0, 1_000_000),
+    "release.min_examples": Between(0, 32_768),
+    "release.delta_clip_norm": Between(0, 1e9),
+    "release.delta_noise_std": Between(0, 1e6),
+    "release.max_per_hour": Between(1, 100_000),
+    "release.max_param_jump": Between(0.001, 1e6),
+    "checkpoint.every": Between(1, 86_400, " seconds"),
     "schedule.hours": _hours,
-    "schedule.when_user_active": _like("run|pause|pause-gpu", "must be run, pause or pause-gpu"),
-    "schedule.idle_after": _between(1, 86_400, " seconds"),
-    "schedule.on_battery": _like("pause|run", "must be pause or run"),
-    "schedule.other_gpu_process": _like("pause|run", "must be pause or run"),
+    "schedule.when_user_active": OneOf(("run", "pause", "pause-gpu")),
+    "schedule.idle_after": Between(1, 86_400, " seconds"),
+    "schedule.on_battery": OneOf(("pause", "run")),
+    "schedule.other_gpu_process": OneOf(("pause", "run")),
     "schedule.yield_to": _names,
-    "schedule.resume_delay": _between(0, 86_400, " seconds"),
-    "gpu.max_temperature": _between(0, 150, " °C"),
-    "gpu.resume_temperature": _between(0, 150, " °C"),
+    "schedule.resume_delay": Between(0, 86_400, " seconds"),
+    "gpu.max_temperature": Between(0, 150, " °C"),
+    "gpu.resume_temperature": Between(0, 150, " °C"),
 }

@@ -93,9 +93,13 @@ class Standing:
     """`bans`: those remembered from earlier. `now_s`: seconds of one clock throughout, also across restarts; it may jump."""
 
     def __init__(self, terms: Trust, bans: Iterable[Ban] = ()) -> None:
-        self._terms = terms
         self._records: dict[str, _Record] = {}
         self._bans = {ban.peer_id: ban for ban in bans}
+        self.amend(terms)
+
+    def amend(self, terms: Trust) -> None:
+        """Other terms from now on. What was held against somebody stays; bans for faults end when they were to end."""
+        self._terms = terms
         self._denied = {peer: Ban(peer, "configuration", "trust.deny", None) for peer in terms.deny}
 
     def score(self, peer: str, now_s: float) -> float:

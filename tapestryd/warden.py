@@ -4,10 +4,11 @@
           └── data side:    tapestry-trainer         sees the data; has no network, started when the network side connects
 
 Makes the two sockets (control API, trainer channel) and hands them on listening; starts the data side's steward when somebody connects
-and none lives; passes signals on; ends when the network side does, with its exit code. Standard library only, reads no network and
-no data. Killed, it takes both with it.
+and none lives; passes signals on, and the files of settings when the network side asks for them; ends when it does, with its exit
+code. Standard library only, reads no network and no data. Killed, it takes both with it.
 """
 
+import fcntl
 import logging
 import os
 import select
@@ -18,8 +19,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+from tapestryd import errand
 from tapestryd.child import close_all_but, die_with_parent
-from tapestryd.config import DaemonConfig, TrainerConfig, load_trainer, of_trainer
+from tapestryd.config import DaemonConfig, TrainerConfig
 from tapestryd.errors import ConfigFault, StateFault
 from tapestryd.host import control_socket, seccomp
 from tapestryd.host.box import Box, NoBox, enter, fork, interpreter, second
@@ -27,6 +29,7 @@ from tapestryd.host.datasets import MANIFEST
 from tapestryd.host.inherited import FIRST, announced
 from tapestryd.host.output import Output
 from tapestryd.host.steward import environment_of
+from tapestryd.layers import drop_ins, files_at, load_trainer, of_trainer
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +38,8 @@ _GPU_NODES = ("nvidia*", "nvidia-caps/*", "kfd", "dri/*", "dxg")
 _DRIVERS = tuple(map(Path, ("/sys/bus", "/sys/class", "/sys/devices", "/sys/module")))
 _OF_SERVICES = {"NOTIFY_SOCKET", "WATCHDOG_USEC", "LD_PRELOAD"}
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+_HIGH = 64
+"""A descriptor beyond those that a child is to hold."""
 _NO_BOX = 120
 """Exit code of a child that could not be shut in: its sentence is in the pipe."""
 _END_S = 40.0
@@ -45,7 +50,7 @@ def network_box(config: DaemonConfig, trainer: TrainerConfig | None, files: Sequ
     """`files`: what else it must see. Raises ConfigFault where the data side's files lie around the network side's."""
     readable = [*interpreter(os.environ), *config.sandbox.read, *files]
     readable += [Path(name).parent for name in (config.run.join, config.run.delegation) if name and not name.startswith("tapestry:")]
-    hidden = (config.trainer.config, *trainer.data.paths, trainer.checkpoint.dir) if trainer else ()
+    hidden = (*_own_files(config), *trainer.data.paths, trainer.checkpoint.dir) if trainer else ()
     for path in (config.node.state_dir, *interpreter(os.environ)):
         for secret in hidden:
             if path.resolve().is_relative_to(secret.resolve()):
@@ -58,7 +63,7 @@ def network_box(config: DaemonConfig, trainer: TrainerConfig | None, files: Sequ
 
 def data_box(config: DaemonConfig, trainer: TrainerConfig) -> Box:
     """Other processes stay visible: drivers of GPUs know processes by their numbers outside."""
-    readable = [*interpreter(os.environ), *_DRIVERS, config.trainer.config, *trainer.data.paths]
+    readable = [*interpreter(os.environ), *_DRIVERS, *_own_files(config), *trainer.data.paths]
     readable += [folder / MANIFEST for path in trainer.data.paths for folder in path.parents]  # a part of a data set is to be told from one
     readable += [Path(trainer.data.exclude)] if trainer.data.exclude else []
     return Box(
@@ -72,18 +77,26 @@ def network_environment(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in (environment_of(environ) | own).items() if not of_trainer(name)}
 
 
+def _own_files(config: DaemonConfig) -> tuple[Path, ...]:
+    """The data side's settings."""
+    file = config.trainer.config
+    return (file, *(dict.fromkeys(drop_in.parent for drop_in in drop_ins(file))))
+
+
 def _nodes(patterns: Sequence[str]) -> tuple[Path, ...]:
     return tuple(node for pattern in patterns for node in Path("/dev").glob(pattern))
 
 
 class Warden:
-    """`run` once. `trainer`: None if this node trains nothing. `command`: the network side's; `files`: what it names."""
+    """`run` once. `trainer`: None if this node trains nothing. `command`: the network side's; `file`: its settings."""
 
-    def __init__(self, config: DaemonConfig, trainer: TrainerConfig | None, command: Sequence[str], files: Sequence[Path]) -> None:
-        self._config, self._trainer, self._command, self._files = config, trainer, command, files
+    def __init__(self, config: DaemonConfig, trainer: TrainerConfig | None, command: Sequence[str], file: Path | None) -> None:
+        self._config, self._trainer, self._command, self._file = config, trainer, command, file
         self._boxed = config.sandbox.method != "none"
         self._network = self._steward = 0
         self._network_output, self._data_output = self._outputs = (Output(), Output())
+        self._errands, self._asks = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._errands.setblocking(False)
         self._wake, self._woken = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._signals: list[int] = []
 
@@ -123,25 +136,25 @@ class Warden:
     def _start_network(self, api: socket.socket) -> None:
         command = [*self._command, "--inside", "namespaces" if self._boxed else "none"]
         files = [
-            *self._files,
             self._config.trainer.socket,
             *(Path(name) for name in [os.environ.get("NOTIFY_SOCKET", "")] if name.startswith("/")),
         ]
         box = network_box(self._config, self._trainer, files) if self._boxed else None
         environment = network_environment(os.environ) | self._network_output.journal(os.environ)
+        held = {"api": api, "settings": self._asks}
         self._network = start(
-            "the network side", box, command, environment, api, "api", output=self._network_output, death=signal.SIGKILL
+            "the network side", box, command, environment, held, output=self._network_output, death=signal.SIGKILL
         )  # fmt: skip
 
     def _start_steward(self, orders: socket.socket) -> None:
         assert self._trainer is not None
         with suppress(ConfigFault):  # the trainer will say so itself
-            self._trainer = load_trainer(self._config.trainer.config, os.environ, {})
+            self._trainer = load_trainer(files_at(self._config.trainer.config), os.environ, {}).config
         command = [sys.executable, "-P", "-m", "tapestryd.host.steward", "--config", str(self._config.trainer.config)]
         box = data_box(self._config, self._trainer) if self._boxed else None
         environment = environment_of(os.environ)
         self._steward = start(
-            "the data side", box, command, environment, orders, "trainer", output=self._data_output, death=signal.SIGTERM
+            "the data side", box, command, environment, {"trainer": orders}, output=self._data_output, death=signal.SIGTERM
         )  # fmt: skip
 
     def _pass_on(self) -> None:
@@ -160,6 +173,7 @@ class Warden:
             waiting.register(self._wake, select.POLLIN)
             for output in self._outputs:
                 waiting.register(output, select.POLLIN)
+            waiting.register(self._errands, select.POLLIN)
             if orders is not None and not self._steward:
                 waiting.register(orders, select.POLLIN)
             ready = {descriptor for descriptor, _ in waiting.poll()}
@@ -176,16 +190,18 @@ class Warden:
                 if status:
                     log.warning("the data side ended with %d", status)
                 self._steward = 0
+            if self._errands.fileno() in ready and self._errands.recv(1):
+                errand.answer(self._errands, files_at(self._file))
             if orders is not None and orders.fileno() in ready:
                 self._start_steward(orders)
 
 
 def start(
-    who: str, box: Box | None, command: Sequence[str], environment: Mapping[str, str], listening: socket.socket, name: str, *,
+    who: str, box: Box | None, command: Sequence[str], environment: Mapping[str, str], held: Mapping[str, socket.socket], *,
     output: Output, death: int,
 ) -> int:  # fmt: skip
-    """Fork, shut the child in, execute → its process id. It holds `output` and `listening`, is in a session without a terminal, and gets
-    the signal `death` when we end. Raises ConfigFault if there is no box to be had."""
+    """Fork, shut the child in, execute → its process id. It holds `output` and `held`, by name, is in a session without a terminal, and
+    gets the signal `death` when we end. Raises ConfigFault if there is no box to be had."""
     told, tell = os.pipe2(os.O_CLOEXEC)
     arrange = die_with_parent(death)
     uid, gid = os.getuid(), os.getgid()
@@ -209,10 +225,11 @@ def start(
             arrange()  # behind the box: a change of credentials would undo it
             if box is not None and box.alone:
                 second()
-            os.dup2(listening.fileno(), FIRST)
-            os.set_inheritable(FIRST, True)
-            announced(variables, os.getpid(), name)
-            close_all_but(0, 1, 2, FIRST, tell)
+            tell, *high = (fcntl.fcntl(one, fcntl.F_DUPFD_CLOEXEC, _HIGH) for one in (tell, *(given.fileno() for given in held.values())))
+            for place, descriptor in enumerate(high, FIRST):
+                os.dup2(descriptor, place)
+            announced(variables, os.getpid(), [*held])
+            close_all_but(0, 1, 2, *range(FIRST, FIRST + len(held)), tell)
             os.execve(command[0], [*command], variables)
         except BaseException as error:
             os.write(tell, str(error).encode()[:4000])
@@ -253,11 +270,11 @@ def _end(child: int) -> None:
         os.waitpid(child, 0)
 
 
-def main(config: DaemonConfig, command: Sequence[str], files: Sequence[Path]) -> int:
-    """`command`: of the network side, to be executed, which names `files`. Raises LocalFault."""
+def main(config: DaemonConfig, command: Sequence[str], file: Path | None) -> int:
+    """`command`: of the network side, to be executed; `file`: its settings. Raises LocalFault."""
     if config.sandbox.method == "none" and config.sandbox.require:
         raise ConfigFault(
             'sandbox.method = "none": without a box nothing keeps the network side from the data; that takes sandbox.require = false, too'
         )
-    trainer = load_trainer(config.trainer.config, os.environ, {}) if config.trainer.enabled else None
-    return Warden(config, trainer, command, files).run()
+    trainer = load_trainer(files_at(config.trainer.config), os.environ, {}).config if config.trainer.enabled else None
+    return Warden(config, trainer, command, file).run()

@@ -18,8 +18,10 @@ from protocols.control import (
     Network,
     Peer,
     Reconciliation,
+    Reloaded,
     Run,
     Self,
+    Setting,
     Status,
     Story,
     Traffic,
@@ -153,6 +155,16 @@ class Scripted:
     async def leave(self) -> str:
         return self._did("leave", "Left the run.")
 
+    def settings(self) -> list[Setting]:
+        return [
+            Setting("node.name", "aspen", "/etc/tapestry/tapestryd.toml", True),
+            Setting("storage.keep_snapshots", 2, "built-in", False),
+            Setting("trust.deny", [], "environment TAPESTRY_TRUST__DENY", True),
+        ]
+
+    async def reload(self) -> Reloaded:
+        return Reloaded(self._did("reload", "Taken up: node.name."), ("node.name",), ())
+
     async def shutdown(self) -> str:
         return self._did("shutdown", "Stopping.")
 
@@ -173,7 +185,7 @@ class Served:
     def __init__(self, operator: Scripted, socket: Path, loop: asyncio.AbstractEventLoop, choices: Choices = CHOICES) -> None:
         self.operator = operator
         self.socket = socket
-        self.inbox = Inbox(socket.with_name("founded"), 0)
+        self.inbox = Inbox(socket.with_name("founded"), lambda: 0)
         answers = Answers(operator, operator.watch, self.inbox)
         self.dashboard = Dashboard(choices, answers.page)
         self.routes = (*answers.routes, self.dashboard.link)

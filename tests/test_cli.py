@@ -87,6 +87,7 @@ def test_changes_say_what_changed(served: Served, tmp_path: Path) -> None:
         (["peers", "ban", "nQ8b"], ("ban", OTHERS[0], None, "")),
         (["peers", "ban", "12D3…nQ8b"], ("ban", OTHERS[0], None, "")),
         (["peers", "unban", "…mQ8b"], ("unban", BANS[1].peer_id)),
+        (["reload"], "reload"),
         (["shutdown"], "shutdown"),
     ):
         done = tapestry(served.socket, *words)

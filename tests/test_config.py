@@ -1,6 +1,7 @@
 """The loader: precedence, every kind of fault, and that no file whatever makes it fail otherwise than with ConfigFault."""
 
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +10,22 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tapestryd.config import Api, DaemonConfig, Network, Node, RunChoice, Storage, TrainerConfig, load_daemon, load_trainer, settings_of
+from tapestryd import layers
+from tapestryd.config import Api, DaemonConfig, Network, Node, RunChoice, Storage, TrainerConfig, settings_of
 from tapestryd.errors import ConfigFault
+from tapestryd.layers import files_at
 from tapestryd.settings import parse_duration, parse_share, parse_size
 
 PEER = "12D3KooWAfPDpPRRRBrmqy9is2zjU5srQ4hKuZitiGmh4NTTpS2d"
 INVITE = f"tapestry:{'0' * 64}?peer=/ip4/192.0.2.7/tcp/31700/p2p/{PEER}"
+
+
+def load_daemon(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, str]) -> DaemonConfig:
+    return layers.load_daemon(files_at(path), environ, flags).config
+
+
+def load_trainer(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, str]) -> TrainerConfig:
+    return layers.load_trainer(files_at(path), environ, flags).config
 
 
 def written(folder: Path, body: str, head: str = "schema_version = 1\n") -> Path:
@@ -32,7 +43,7 @@ def test_last_wins_file_environment_command_line(tmp_path: Path) -> None:
     path = written(tmp_path, '[node]\nname = "file"\nstate_dir = "state"\n[log]\nlevel = "debug"\n[storage]\nmin_free = "5 GiB"\n')
     environ = {"TAPESTRY_NODE__NAME": "environment", "TAPESTRY_LOG__LEVEL": "error", "TAPESTRY_SOCKET": "/elsewhere", "HOME": "/root"}
     config = load_daemon(path, environ, {"node.name": "flag"})
-    assert config.node == Node("flag", tmp_path / "state")
+    assert config.node == Node(name="flag", state_dir=tmp_path / "state")
     assert config.log.level == "error"
     assert config.storage == replace(Storage(), min_free_bytes=5 << 30)
 

@@ -5,18 +5,18 @@ from pathlib import Path
 import pytest
 
 from protocols.rules import Invite
-from tapestryd.config import DaemonConfig
 from tapestryd.daemon import Daemon
 from tapestryd.host import store
 from tapestryd.host.store import StateDir
 from tapestryd.host.systemd import Notifier
+from tapestryd.layers import load_daemon
 from tests.people import CAST, RUN
 
 OLD, NEW = (f"/ip4/10.0.0.{i}/tcp/1/p2p/{peer}" for i, peer in enumerate(list(CAST)[:2], start=1))
 
 
 def test_a_full_disk_costs_the_peers_last_seen_and_not_the_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    daemon = Daemon(DaemonConfig(), Notifier("", 0.0), "none", None)
+    daemon = Daemon(lambda: load_daemon((), {}, {}), Notifier("", 0.0), "none", None)
     daemon._state = StateDir(tmp_path)
     daemon._state.current = str(Invite(RUN, (OLD,)))
 

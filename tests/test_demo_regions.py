@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from tapestryd.config import load_daemon, load_trainer
 from tapestryd.demo import regions
 from tapestryd.demo.regions import LEAST_BYTES, TEXT_BYTES, Region
 from tapestryd.demo.swarm import Swarm, invite_of, last_words
 from tapestryd.errors import LocalFault
+from tapestryd.layers import files_at, load_daemon, load_trainer
 from tapestryd.settings import SOCKET_PATH_BYTES
 
 
@@ -64,12 +64,12 @@ def test_the_configurations_are_good_wherever_they_lie(deep: int, tmp_path: Path
     swarm = Swarm(folder, [Region("հայերեն", data), Region("b", data)])
     listens = set()
     for daemon in swarm.daemons:
-        config = load_daemon(daemon.folder / "tapestryd.toml", {}, {})
+        config = load_daemon(files_at(daemon.folder / "tapestryd.toml"), {}, {}).config
         assert config.node.name == daemon.name
         assert config.node.state_dir == daemon.folder / "state"
         assert config.api.socket == daemon.client.path
         assert len(str(config.api.socket).encode()) <= SOCKET_PATH_BYTES
-        assert load_trainer(config.trainer.config, {}, {}).data.paths == (data,)
+        assert load_trainer(files_at(config.trainer.config), {}, {}).config.data.paths == (data,)
         listens.update(config.network.listen)
     assert len(listens) == 2
     assert all(listen.startswith("/ip4/127.0.0.1/tcp/") for listen in listens)

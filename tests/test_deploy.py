@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tapestryd.config import DaemonConfig, TrainerConfig, load_daemon, load_trainer, settings_of
+from tapestryd.config import DaemonConfig, TrainerConfig, settings_of
+from tapestryd.layers import files_at, load_daemon, load_trainer
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
 UNITS = sorted(path.name for path in (DEPLOY / "systemd").iterdir())
@@ -22,7 +23,7 @@ needs_analyze = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reas
 def test_the_examples_hold_every_key_with_its_default_and_a_comment(name: str, config: type) -> None:
     path = DEPLOY / name
     load = load_daemon if config is DaemonConfig else load_trainer
-    assert load(path, {}, {}) == config()
+    assert load(files_at(path), {}, {}).config == config()
     tables = tomllib.loads(path.read_text())
     assert tables.pop("schema_version") == 1
     assert [f"{section}.{key}" for section, table in tables.items() for key in table] == list(settings_of(config))
@@ -58,8 +59,9 @@ def test_the_unit_and_the_defaults_name_the_same_places() -> None:
     assert f"--config {daemon.trainer.config}" in other
     assert f"StateDirectory={daemon.node.state_dir.name}\n" in one
     assert f"StateDirectory={trainer.checkpoint.dir.name}\n" in other
-    assert f"InaccessiblePaths=-{trainer.checkpoint.dir} -{daemon.trainer.config}\n" in one
-    assert f"InaccessiblePaths=-{daemon.node.state_dir} -/etc/tapestry/tapestryd.toml\n" in other
+    assert f"InaccessiblePaths=-{trainer.checkpoint.dir} -{daemon.trainer.config} -{daemon.trainer.config}.d\n" in one
+    own = "/etc/tapestry/tapestryd.toml"
+    assert f"InaccessiblePaths=-{daemon.node.state_dir} -{own} -{own}.d\n" in other
     assert f"BindReadOnlyPaths=-{trainer.data.paths[0]}\n" in other
     for key, unit in (
         (f"ListenStream={daemon.api.socket}", "tapestryd"),
@@ -120,5 +122,5 @@ def test_the_users_own_service_finds_its_configuration_good(tmp_path: Path) -> N
     subprocess.run(["sh", str(DEPLOY / "systemd-user" / "configure.sh"), *places], check=True)
     for name, load in (("tapestryd.toml", load_daemon), ("trainer.toml", load_trainer)):
         file = tmp_path / "config" / name
-        assert str(tmp_path) in repr(load(file, {}, {}))  # type: ignore[operator]
+        assert str(tmp_path) in repr(load(files_at(file), {}, {}))  # type: ignore[operator]
         assert not re.search(r'"/(etc|srv|var|run)/', file.read_text())

@@ -1,4 +1,4 @@
-"""`tapestry pause`, `finish`, `resume`, `mode`, `dashboard`, `shutdown`: what the operator wants of the daemon."""
+"""`tapestry pause`, `finish`, `resume`, `mode`, `dashboard`, `reload`, `shutdown`: what the operator wants of the daemon."""
 
 import argparse
 import os
@@ -23,6 +23,7 @@ def add(verbs: Verbs) -> None:
     one.add_argument("--for", dest="duration", type=duration, metavar="2h", help="for so long, then auto")
     one = verbs.add("dashboard", dashboard, "open this machine's page in a browser, by a link that may pause and resume")
     one.add_argument("--print", action="store_true", help="print the link instead, as is done where no browser can be opened")
+    verbs.add("reload", reload, "read the configuration again, without losing the round; what needs a restart is named")
     verbs.add("shutdown", shutdown, "stop the daemon")
 
 
@@ -51,6 +52,10 @@ def dashboard(options: argparse.Namespace, client: Client) -> int:
         if webbrowser.open(link["url"]):
             return said(options, link)
     return show(options, link, lambda link: f"{link['url']}\n{link['said']}\n")
+
+
+def reload(options: argparse.Namespace, client: Client) -> int:
+    return said(options, client.ask("POST", "/v1/reload", {}))
 
 
 def shutdown(options: argparse.Namespace, client: Client) -> int:

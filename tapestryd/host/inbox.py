@@ -5,6 +5,7 @@ The network side sees no folder of its operator's, so they come through the cont
 
 import os
 import shutil
+from collections.abc import Callable
 from http import HTTPStatus
 from pathlib import Path
 
@@ -21,9 +22,9 @@ _PIECE_BYTES = 1 << 20
 
 
 class Inbox:
-    """`folder` is there while something lies in it. `min_free_bytes` stay free on its disk."""
+    """`folder` is there while something lies in it. `min_free_bytes()` stay free on its disk."""
 
-    def __init__(self, folder: Path, min_free_bytes: int) -> None:
+    def __init__(self, folder: Path, min_free_bytes: Callable[[], int]) -> None:
         self.folder = folder
         self._min_free = min_free_bytes
 
@@ -37,7 +38,7 @@ class Inbox:
         if size is None or (most is not None and size > most):
             raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"{name}: must say its length, at most {most or 'what the disk holds'}")
         self.folder.mkdir(mode=0o700, exist_ok=True)
-        if shutil.disk_usage(self.folder).free - size < self._min_free:
+        if shutil.disk_usage(self.folder).free - size < self._min_free():
             raise Refusal(HTTPStatus.INSUFFICIENT_STORAGE, f"{name} takes {size} bytes: less than storage.min_free would be left")
         with saying_disk_full(self.folder), (self.folder / name).open("wb") as file:
             async for piece in request.content.iter_chunked(_PIECE_BYTES):

@@ -1,7 +1,7 @@
 """Sockets that somebody made for us and that we hold from the start: systemd's way (sd_listen_fds(3)), and our own warden's."""
 
 import socket
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 
 FIRST = 3
 
@@ -20,6 +20,6 @@ def inherited(environ: MutableMapping[str, str], pid: int) -> dict[str, socket.s
     return found
 
 
-def announced(environ: MutableMapping[str, str], pid: int, name: str) -> None:
-    """Say in `environ` that the process `pid` holds one socket of this name, as descriptor FIRST."""
-    environ.update(LISTEN_FDS="1", LISTEN_PID=str(pid), LISTEN_FDNAMES=name)
+def announced(environ: MutableMapping[str, str], pid: int, names: Sequence[str]) -> None:
+    """Say in `environ` that the process `pid` holds sockets of these names, as descriptors from FIRST on."""
+    environ.update(LISTEN_FDS=str(len(names)), LISTEN_PID=str(pid), LISTEN_FDNAMES=":".join(names))

@@ -60,12 +60,17 @@ def set_up(level: str, form: str, environ: Mapping[str, str], stream: IO[str]) -
     handler.setFormatter(Json() if form == "json" else Journal() if journal else Text())
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(level.upper())
     hivemind = logging.getLogger("hivemind")
     hivemind.handlers.clear()
     hivemind.propagate = True
-    hivemind.setLevel(max(root.level, logging.WARNING))
     logging.captureWarnings(True)
+    set_level(level)
+
+
+def set_level(level: str) -> None:
+    root = logging.getLogger()
+    root.setLevel(level.upper())
+    logging.getLogger("hivemind").setLevel(max(root.level, logging.WARNING))
 
 
 def _is_journal(journal_stream: str, stream: IO[str]) -> bool:

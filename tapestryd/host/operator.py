@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from protocols.control import Ban, Certificate, Egress, Status, Story
+from protocols.control import Ban, Certificate, Egress, Reloaded, Setting, Status, Story
 from tapestryd.host.will import Mode
 
 
@@ -44,6 +44,11 @@ class Operator(Protocol):
         """`target`: an invite, or FOUNDED: what lies in the inbox."""
 
     async def leave(self) -> str: ...
+
+    def settings(self) -> Sequence[Setting]: ...
+
+    async def reload(self) -> Reloaded:
+        """The configuration as it is now, taken up as far as a running daemon can; a fault leaves everything as it was."""
 
     async def shutdown(self) -> str: ...
 

@@ -5,6 +5,7 @@ Knows nothing of the daemon; it is told what to say.
 
 import asyncio
 import socket
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,6 +31,10 @@ class Notifier:
     def status(self, line: str) -> None:
         """Shown by `systemctl status`."""
         self._send("STATUS=" + " ".join(line.split()))
+
+    def reloading(self) -> None:
+        """Until the next `ready`."""
+        self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self) -> None:
         self._send("STOPPING=1")

@@ -83,9 +83,9 @@ def _run(channel: Channel, config_file: Path) -> None:
             rules = RunRules.from_json(loads(content(descriptors[2], limits.RULES_BYTES), limits.RULES_BYTES))
             vocabulary = content(descriptors[3], limits.TOKENIZER_BYTES)
         with _blame(Code.CONFIG):
-            from tapestryd.config import load_trainer
+            from tapestryd.layers import files_at, load_trainer
 
-            config = load_trainer(config_file, os.environ, {})
+            config = load_trainer(files_at(config_file), os.environ, {}).config
         with _blame(Code.ISOLATION):
             walls = Walls(channel.fileno(), frozenset(descriptors), config.data.paths, config.sandbox.require, time.monotonic)
             if tried := walls.due():

@@ -116,15 +116,17 @@ class Turns:
 
 
 class Donor:
-    """Answers the questions of those who catch up. `bytes_per_s`: the operator's limit, 0 for none. `averaging()`: our own
+    """Answers the questions of those who catch up. `bytes_per_s()`: the operator's limit, 0 for none. `averaging()`: our own
     round is exchanging vectors, and snapshots give way to it."""
 
-    def __init__(self, node: Node, shelf: Shelf, bytes_per_s: int = 0, averaging: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self, node: Node, shelf: Shelf, bytes_per_s: Callable[[], int] = lambda: 0, averaging: Callable[[], bool] = lambda: False
+    ) -> None:  # fmt: skip
         self._node = node
         self._shelf = shelf
         self._pieces = Turns(PIECES_AT_ONCE)
         self._entries = Turns(ENTRIES_AT_ONCE)
-        self._pace = Pace(lambda: bytes_per_s)
+        self._pace = Pace(bytes_per_s)
         self._yielding = Pace(lambda: YIELD_BYTES_PER_S if averaging() else 0)
 
     async def serve(self) -> None:

@@ -41,7 +41,6 @@ from protocols.trainer import (
     unpack,
 )
 from tapestryd import screen
-from tapestryd.config import load_daemon, load_trainer
 from tapestryd.errors import ConfigFault, DataFault, StateFault
 from tapestryd.host.answers import Answers
 from tapestryd.host.api import Api
@@ -52,6 +51,7 @@ from tapestryd.host.manifest import Manifest, parse, written
 from tapestryd.host.route import finite
 from tapestryd.host.store import RunStore, StateDir
 from tapestryd.host.trainer_main import _end
+from tapestryd.layers import files_at, load_daemon, load_trainer
 from tapestryd.training.exclusion import Exclusion
 from tapestryd.training.model import bytes_tokenizer, read_config
 from tapestryd.training.text import END, Bytes, FromJson, tokens_of
@@ -101,7 +101,7 @@ def _served() -> asyncio.AbstractEventLoop:
     exports.mkdir()
     loop = asyncio.new_event_loop()
     operator = Scripted(exports)
-    api = Api(Answers(operator, operator.watch, Inbox(_folder() / "founded", 0)).routes, _socket())
+    api = Api(Answers(operator, operator.watch, Inbox(_folder() / "founded", lambda: 0)).routes, _socket())
     loop.run_until_complete(api.start())
     atexit.register(lambda: (loop.run_until_complete(api.stop()), loop.run_until_complete(loop.shutdown_default_executor()), loop.close()))
     return loop
@@ -168,17 +168,17 @@ def _toml(data: bytes) -> None:
 
 
 def _daemon_config(data: bytes) -> None:
-    load_daemon(_file("tapestryd.toml", data), {}, {})
+    load_daemon(files_at(_file("tapestryd.toml", data)), {}, {})
 
 
 def _trainer_config(data: bytes) -> None:
-    load_trainer(_file("trainer.toml", data), {}, {})
+    load_trainer(files_at(_file("trainer.toml", data)), {}, {})
 
 
 def _flag(data: bytes) -> None:
     """KEY=VALUE, as on a command line and, in capitals, in the environment."""
     key, _, value = data.decode("utf-8", "surrogateescape").replace("\0", "").partition("=")
-    load_daemon(None, {"TAPESTRY_" + key.upper().replace(".", "__"): value}, {key: value})
+    load_daemon((), {"TAPESTRY_" + key.upper().replace(".", "__"): value}, {key: value})
 
 
 def _examples(*names: str) -> Callable[[], list[bytes]]:

@@ -36,7 +36,7 @@ CHECKS = [
 
 def _document() -> object:
     operator = Scripted(Path("/nonexistent"))
-    return document(documented(Answers(operator, operator.watch, Inbox(Path("/nonexistent"), 0)).routes))
+    return document(documented(Answers(operator, operator.watch, Inbox(Path("/nonexistent"), lambda: 0)).routes))
 
 
 def _can_be_wrong(operation: schemathesis.APIOperation) -> bool:

@@ -220,7 +220,7 @@ def test_a_founders_folder_comes_in(served: Served) -> None:
 
 
 def test_a_founders_folder_leaves_the_disk_its_reserve(served: Served) -> None:
-    served.inbox._min_free = 1 << 60
+    served.inbox._min_free = lambda: 1 << 60
     status, answer, _ = ask(served.socket, "PUT", "/v1/founded/genesis.base", b"x")
     assert (status, answer["detail"]) == (507, "genesis.base takes 1 bytes: less than storage.min_free would be left")
 

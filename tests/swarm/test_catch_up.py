@@ -125,7 +125,7 @@ def test_a_joiner_slower_than_the_rounds_still_arrives(tmp_path: Path) -> None:
 
         store.on_read = round
         async with nodes(tmp_path, 2) as (here, there):
-            await Donor(there, store, 512 * limits.KIB).serve()
+            await Donor(there, store, lambda: 512 * limits.KIB).serve()
             joiner = keeper(here, line, tmp_path / "joiner")
             assert await joiner.catch_up(began, ids([there])) == began
             assert tip(line).height == began.height + 9
@@ -203,7 +203,7 @@ def test_a_crash_costs_only_what_was_on_its_way(tmp_path: Path, after: int) -> N
         async with nodes(tmp_path, 3) as (here, *there):
             for node, store in zip(there, stores, strict=True):
                 store.on_read = look
-                await Donor(node, store, 512 * limits.KIB).serve()
+                await Donor(node, store, lambda: 512 * limits.KIB).serve()
             job = asyncio.create_task(keeper(here, line, tmp_path / "joiner").catch_up(tip(line), ids(there)))
             await crash.wait()
             job.cancel()
