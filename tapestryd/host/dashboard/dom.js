@@ -49,11 +49,11 @@ export function table(caption, head, rows) {
   return make("table", {}, make("caption", { class: "unseen" }, caption), ...parts);
 }
 
-/** A sentence of the daemon: begun as one, with what stands between backticks as code. */
-export function sentence(words) {
-  const begun = words.slice(0, 1).toUpperCase() + words.slice(1);
-  return begun.split("`").map((part, place) => (place % 2 ? make("code", {}, part) : part));
-}
+/** Words of the daemon, with what stands between backticks as code. */
+export const prose = (words) => words.split("`").map((part, place) => (place % 2 ? make("code", {}, part) : part));
+
+/** The same, begun as a sentence. */
+export const sentence = (words) => prose(words.slice(0, 1).toUpperCase() + words.slice(1));
 
 const time = (ms, words) => make("time", { datetime: new Date(ms).toISOString(), title: stamp(ms) }, words);
 

@@ -59,6 +59,12 @@ export function clock(ms) {
   return `${String(at.getHours()).padStart(2, "0")}:${String(at.getMinutes()).padStart(2, "0")}`;
 }
 
+/** A moment to come, to the minute: "18:05", or with its date where that is another one than that of `now`. */
+export function moment(ms, now) {
+  const [day, today] = [stamp(ms + 30000), stamp(now)].map((text) => text.slice(0, 10));
+  return (day === today ? "" : `${day} `) + clock(ms + 30000);
+}
+
 export function since(ms, now) {
   const seconds = (now - ms) / 1000;
   return seconds < 5

@@ -1,7 +1,7 @@
 // This node: how it is, what it is doing, and what left it. `known` is what page.js has heard and asked for.
 
-import { clean, count, duration, loss, number, short, size, stamp, whole } from "./format.js";
-import { ago, at, describe, fill, make, sentence, show, table, text } from "./dom.js";
+import { clean, count, duration, loss, moment, number, short, size, stamp, whole } from "./format.js";
+import { ago, at, describe, fill, make, prose, sentence, show, table, text } from "./dom.js";
 import { CHECKS, GLYPHS, KINDS, LEADS, REASONS, TONES, VERDICTS, spaced } from "./words.js";
 
 /** `gone`: the latest status, heard at `heard`, is so old that the daemon does not seem to be there. */
@@ -21,12 +21,27 @@ export function banner({ status, heard }, gone) {
   text(at("glyph"), gone ? "?" : (GLYPHS[state] ?? "○"));
   text(at("state"), gone ? "no answer" : state);
   fill(at("lead"), sentence(gone ? silent : (LEADS[state]?.(run) ?? "")));
-  const why = reasons.map((reason) => REASONS[reason]?.(status.run) ?? clean(spaced(reason)));
-  fill(at("reasons"), gone ? [] : why.map((words) => make("li", {}, words)));
-  const paused = reasons.includes("user");
-  for (const button of at("buttons").children) {
-    button.classList.toggle("idle", !status.run || (button.dataset.do === "resume") !== paused);
-  }
+  fill(at("reasons"), gone ? [] : reasons.map((reason) => make("li", {}, ...prose(why(reason, status, heard)))));
+  const { mode, finishing } = status.policy, paused = reasons.includes("user");
+  const useful = { pause: !paused, finish: !paused && !finishing, resume: paused || finishing || mode === "never" };
+  for (const button of at("buttons").children) button.classList.toggle("idle", !status.run || !useful[button.dataset.do]);
+}
+
+function why(reason, { policy, run }, heard) {
+  const hold = policy.holds.find((hold) => hold.reason === reason);
+  return hold ? clean(hold.says) + lasts(hold.left_s, heard) : (REASONS[reason]?.(run) ?? clean(spaced(reason)));
+}
+
+/** A moment to come, not a countdown, which a screen reader would say again and again. */
+const lasts = (left_s, heard) => (left_s === null ? "" : `, until ${moment(heard + left_s * 1000, heard)}`);
+
+function policy({ mode, mode_left_s, finishing, holds, changes_in_s }, heard) {
+  const said = [
+    mode === "auto" ? "whenever the configuration allows it" : `${mode}, as you chose${lasts(mode_left_s, heard)}`,
+    finishing && "it pauses behind the round at hand",
+    !holds.length && changes_in_s !== null && `that changes in ${duration(changes_in_s)}`,
+  ];
+  return said.filter(Boolean).join("; ");
 }
 
 export function health({ health }, now) {
@@ -36,7 +51,7 @@ export function health({ health }, now) {
 }
 
 /** `late`: how old the status is, in seconds. */
-export function machine({ status }, late) {
+export function machine({ status, heard }, late) {
   const { run, trainer, disk } = status, { heldout } = trainer;
   fill(at("figures"), [
     figure(trainer.state === "off" ? "–" : loss(trainer.loss), "local loss, nats per token"),
@@ -53,6 +68,7 @@ export function machine({ status }, late) {
   describe(at("machine"), [
     ["Run", run && `${clean(run.name)} (${run.id.slice(0, 8)})`, run?.id],
     ["Now", run && phase(run, late)],
+    ["Trains", policy(status.policy, heard)],
     ["Trainer", by],
     ["Taken", trainer.steps > 0 && `${number(trainer.steps)} steps, ${number(trainer.tokens)} tokens`],
     ["Learned", learned?.join(", ")],

@@ -14,16 +14,14 @@ export const LEADS = {
   stopping: () => "The daemon is stopping.",
 };
 
-/** Of Status.reasons, given the run. */
+/** Of Status.reasons, given the run; those that Status.policy holds say themselves what they mean. */
 export const REASONS = {
-  user: () => "you, or another operator, paused it",
   no_rules: () => "the run's rules are being fetched from its peers",
   no_base: () => "there is no Shared Base here yet",
   no_peers: (run) => `fewer peers are here than the run asks for: ${run.min_peers}, with this one`,
   trainer: () => "the trainer is not ready",
   behind: () => "others have committed further, and this node follows them",
   clock: () => "its clock differs too much from the others'",
-  disk_low: () => "little disk is left",
   disk_full: () => "too little disk is left to catch up",
   no_donor: () => "no peer could show the lineage that it announced",
   not_delegated: () => "no Member of the run has delegated this node",
