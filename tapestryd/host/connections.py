@@ -15,8 +15,6 @@ UNKNOWN = "unknown"
 """The peer of a connection that was gone before anybody could say whose it was."""
 
 _PEERS = 1024
-
-
 _NOTHING = Carried()
 
 
