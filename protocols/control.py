@@ -70,8 +70,8 @@ class Heldout:
 
 @dataclass(frozen=True, slots=True)
 class Trainer:
-    """`state`: off, starting, waiting, training, failed. `steps`, `tokens`, and `withheld`, vectors that its rules of release kept,
-    since its first start."""
+    """`state`: off, starting, waiting, training, failed, released (while we pause: its memory is given back). `steps`, `tokens`, and
+    `withheld`, vectors that its rules of release kept, since its first start."""
 
     state: str
     device: str = ""

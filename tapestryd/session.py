@@ -169,6 +169,7 @@ class Session:
                 Work(layout, rules.canonical(), self.store.tokenizer()), self.config.trainer.socket,
                 self.config.node.state_dir / "witness.json", self._checked, self._trainer_ready, self._stopped, self._down,
             )  # fmt: skip
+            self.supervisor.want(self.member.state is not rounds.State.PAUSED)
             self.supervisor.start()
         self._spawn(self._watch())
 
@@ -268,6 +269,8 @@ class Session:
         effects = member.handle(event, now_ms())
         if member.state is not was:
             self.history.enter(member.state)
+            if self.supervisor is not None:
+                self.supervisor.want(member.state is not rounds.State.PAUSED)
         if member.state is not was or member.reasons != self._reasons:
             self._reasons = member.reasons
             why = f" ({', '.join(member.reasons)})" if member.reasons else ""

@@ -1,7 +1,8 @@
 """Keeps a trainer running, passes it bases, takes its deltas, and remembers what it last said.
 
 A trainer that ends is started again after 1, 2, 4 … seconds, ten minutes at most; one that ran well for ten minutes
-starts the count anew. Faults arrive as codes; the sentences for them are here, the details in the trainer's own log.
+starts the count anew. One that is not wanted writes its checkpoint and ends, so that the GPU's memory is anybody's. Faults
+arrive as codes; the sentences for them are here, the details in the trainer's own log.
 """
 
 import asyncio
@@ -39,6 +40,8 @@ from tapestryd.host.witness import Witness
 log = logging.getLogger(__name__)
 
 _PAUSE_MAX_S = 600.0
+_LET_GO_S = 120.0
+"""For a large model's checkpoint; then the channel closes, and the data side's steward ends it."""
 
 SENTENCES = {
     Code.INTERNAL: "the trainer failed; its log says why",
@@ -91,6 +94,9 @@ class Supervisor:
         self._keeping: set[asyncio.Task[None]] = set()
         self._offering = asyncio.Lock()
         self._loop_task: asyncio.Task[None] | None = None
+        self._wanted = asyncio.Event()
+        self._wanted.set()
+        self._letting_go: asyncio.Task[None] | None = None
         self.trainer: Trainer | None = None
         self.ready: Ready | None = None
         self.beat: Beat | None = None
@@ -127,6 +133,15 @@ class Supervisor:
 
         return await asyncio.to_thread(copied)
 
+    def want(self, wanted: bool) -> None:
+        """Whether there is to be a trainer."""
+        if wanted:
+            self._wanted.set()
+        elif self._wanted.is_set():
+            self._wanted.clear()
+            if self.trainer is not None:
+                self._letting_go = asyncio.create_task(self.trainer.stop(_LET_GO_S))
+
     def refuse(self, why: str) -> None:
         """Not this trainer; the next one may be better."""
         self.fault = why
@@ -147,13 +162,18 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         pause = 1.0
         while True:
+            await self._wanted.wait()
             self._ended.clear()
+            self._letting_go = None
             began = loop.time()
             try:
                 self.trainer = Trainer.start(self._work, self._where, on_report=self._report, on_exit=self._exited)
                 await self._ended.wait()
             except OSError as error:
                 self.fault = f"the data side does not listen at {self._where} ({error.strerror}); is tapestry-trainer.socket started?"
+            if self._letting_go is not None:
+                log.info("trainer let go")
+                continue
             pause = 1.0 if loop.time() - began > _PAUSE_MAX_S else pause
             log.warning("trainer ended: %s; again in %.0f s", self.fault or "no reason given", pause)
             await asyncio.sleep(pause)
@@ -161,7 +181,7 @@ class Supervisor:
             self.restarts += 1
 
     def _exited(self, status: int | None) -> None:
-        if status is None and not self.fault:
+        if status is None and not self.fault and self._letting_go is None:
             self.fault = "the data side is gone, or no longer to be believed; its log may say why"
         elif status and not self.fault:
             how = f"was killed by signal {-status}; out of memory?" if status < 0 else f"ended with status {status}; its log says why"
@@ -204,7 +224,7 @@ class Supervisor:
 
     def status(self, training: bool) -> control.Trainer:
         if self.ready is None:
-            state = "failed" if self.fault else "starting"
+            state = "failed" if self.fault else "starting" if self._wanted.is_set() else "released"
             return control.Trainer(state=state, restarts=self.restarts, heldout=self.heldout, withheld=self.withheld)
         beat = self.beat
         return control.Trainer(

@@ -72,7 +72,7 @@ def test_a_swarm_commits_survives_and_ends(swarm: list[Peer], tmp_path: Path) ->
     assert cli(two, "pause").returncode == 0
     paused = two.wait("paused", lambda s: s["state"] == "paused", 10)
     one.height(paused["run"]["height"] + 2, 45)
-    assert two.status()["trainer"]["state"] == "waiting"
+    two.wait("the trainer let go", lambda s: s["trainer"]["state"] == "released", 30)
     assert cli(two, "resume").returncode == 0
     two.height(paused["run"]["height"] + 2, 30)
 

@@ -2,8 +2,12 @@
 
 import fcntl
 import os
+import signal
 import socket
+import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,7 +19,10 @@ from protocols.layout import Layout
 from protocols.rules import RunRules
 from protocols.trainer import ABI, ALL_FRAGMENTS, SIZE, Base, Fault, Hello, Order, Report, pack, unpack
 from tapestryd.host.channel import Channel
+from tapestryd.host.output import Output
+from tapestryd.host.steward import environment_of
 from tapestryd.host.trainer_main import serve
+from tapestryd.warden import start
 from tests.training.tiny import genesis, rules, write_text
 
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
@@ -53,6 +60,24 @@ class Home:
 
     def hello(self) -> Hello:
         return Hello(ABI, self.layout.fragments, self.layout.elements, bytes.fromhex(self.layout.digest()))
+
+
+@contextmanager
+def stewarded(home: Home) -> Iterator[int]:
+    """The data side without a box: listening, and started by somebody else, as systemd and the warden do. Its process id."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
+        listening.bind(str(home.socket))
+        listening.listen()
+        environment = environment_of(os.environ | {"AWS_SECRET_ACCESS_KEY": "x", "OMP_NUM_THREADS": "1"})
+        command = [sys.executable, "-P", "-m", "tapestryd.host.steward", "--config", str(home.config)]
+        output = Output()
+        child = start("the data side", None, command, environment, listening, "trainer", output=output, death=signal.SIGKILL)
+    try:
+        yield child
+    finally:
+        output.pass_on(2)
+        os.kill(child, signal.SIGTERM)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) in (0, -signal.SIGTERM)  # it may be ending by itself already
 
 
 class Daemon:

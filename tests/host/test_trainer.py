@@ -35,12 +35,10 @@ from protocols.trainer import (
     Train,
     unpack,
 )
-from tapestryd.host.output import Output
 from tapestryd.host.steward import environment_of
 from tapestryd.host.trainer import Trainer, Work
 from tapestryd.training.outer import outer_step
-from tapestryd.warden import start
-from tests.host.home import Home
+from tests.host.home import Home, stewarded
 from tests.training.tiny import genesis
 
 R = TypeVar("R", bound=Report)
@@ -88,18 +86,8 @@ class Handle:
 
 @pytest.fixture
 def steward(home: Home) -> Iterator[int]:
-    """The data side without a box: listening, and started by somebody else, as systemd and the warden do."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
-        listening.bind(str(home.socket))
-        listening.listen()
-        environment = environment_of(os.environ | {"AWS_SECRET_ACCESS_KEY": "x", "OMP_NUM_THREADS": "1"})
-        command = [sys.executable, "-P", "-m", "tapestryd.host.steward", "--config", str(home.config)]
-        output = Output()
-        child = start("the data side", None, command, environment, listening, "trainer", output=output, death=signal.SIGKILL)
-    yield child
-    output.pass_on(2)
-    os.kill(child, signal.SIGTERM)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) in (0, -signal.SIGTERM)  # it may be ending by itself already
+    with stewarded(home) as child:
+        yield child
 
 
 @pytest.fixture

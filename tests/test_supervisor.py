@@ -1,0 +1,126 @@
+"""A trainer that is wanted, and not, and wanted again: a real one, at a real steward's."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import uvloop
+
+from protocols.trainer import ALL_FRAGMENTS, Base, Train
+from tapestryd.host.trainer import Work
+from tapestryd.supervisor import Supervisor
+from tests.host.home import Home, stewarded
+from tests.swarm import rooms
+from tests.training.tiny import genesis
+
+
+class Watched:
+    """A Supervisor, and what it said. `steward`: of the trainers' parent, the process id."""
+
+    def __init__(self, home: Home, steward: int) -> None:
+        self.ready, self.down, self._steward = asyncio.Event(), asyncio.Event(), steward
+        work = Work(home.layout, home.rules.canonical(), home.tokenizer)
+        self.supervisor = Supervisor(
+            work, home.socket, home.data.parent / "witness.json", lambda _: None, self.ready.set, lambda _: None, self.down.set
+        )
+
+    @property
+    def pid(self) -> int:
+        """The trainer's; 0 without one."""
+        return int(Path(f"/proc/{self._steward}/task/{self._steward}/children").read_text() or "0")
+
+    async def trains(self) -> None:
+        await self.ready.wait()
+        trainer = self.supervisor.trainer
+        assert trainer is not None
+        trainer.params[:] = genesis().numpy()
+        trainer.send(Base(0, ALL_FRAGMENTS, True))
+        trainer.send(Train(0, 0))
+        before = self.supervisor.beat
+        await until(lambda: self.supervisor.beat is not before)
+
+    @property
+    def state(self) -> str:
+        return self.supervisor.status(training=True).state
+
+
+async def until(good: Callable[[], object]) -> None:
+    async def looked() -> object:
+        return good()
+
+    await rooms.until(looked, 120)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home(tmp_path)
+
+
+def test_let_go_it_keeps_its_progress_and_its_memory_is_free(home: Home) -> None:
+    async def work(steward: int) -> None:
+        watched = Watched(home, steward)
+        watched.supervisor.start()
+        await watched.trains()
+        pid, steps = watched.pid, watched.supervisor.status(training=True).steps
+        watched.supervisor.want(False)
+        await watched.down.wait()
+        await until(lambda: not watched.pid)
+        assert (watched.state, watched.supervisor.health) == ("released", [])
+        assert home.saved.exists()
+        await asyncio.sleep(1.5)  # as long as one that had failed would wait
+        assert watched.state == "released"
+        watched.ready.clear()
+        watched.supervisor.want(True)
+        assert watched.state == "starting"
+        await watched.trains()
+        assert watched.pid != pid
+        assert watched.supervisor.status(training=True).steps > steps
+        assert watched.supervisor.restarts == 0
+        await watched.supervisor.stop(20)
+
+    with stewarded(home) as steward:
+        uvloop.run(asyncio.wait_for(work(steward), 240))
+
+
+def test_wanted_again_before_it_has_ended_and_not_wanted_from_the_start(home: Home) -> None:
+    async def work(steward: int) -> None:
+        watched = Watched(home, steward)
+        watched.supervisor.want(False)
+        watched.supervisor.start()
+        await asyncio.sleep(0.2)
+        assert (watched.pid, watched.state) == (0, "released")
+        watched.supervisor.want(True)
+        await watched.trains()
+        pid = watched.pid
+        watched.ready.clear()
+        for wanted in (False, True, False, True):
+            watched.supervisor.want(wanted)
+        await watched.trains()
+        assert watched.pid != pid
+        assert (watched.supervisor.restarts, watched.supervisor.health) == (0, [])
+        await watched.supervisor.stop(20)
+
+    with stewarded(home) as steward:
+        uvloop.run(asyncio.wait_for(work(steward), 240))
+
+
+def test_one_that_is_stuck_is_let_go_of(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tapestryd.supervisor._LET_GO_S", 0.5)
+
+    async def work(steward: int) -> None:
+        watched = Watched(home, steward)
+        watched.supervisor.start()
+        await watched.trains()
+        pid = watched.pid
+        os.kill(pid, signal.SIGSTOP)
+        watched.supervisor.want(False)
+        await watched.down.wait()
+        assert watched.state == "released"
+        await watched.supervisor.stop(20)
+        os.kill(pid, signal.SIGKILL)  # which its steward would do, too, half a minute later
+
+    with stewarded(home) as steward:
+        uvloop.run(asyncio.wait_for(work(steward), 240))
