@@ -322,6 +322,9 @@ class Daemon:
             self._state.current = ""
         return f"Left run {run_id[:12]}; its files stay in {self._state.path / 'runs' / run_id}."
 
+    def files(self) -> tuple[Path, ...]:
+        return self._choices.files
+
     def settings(self) -> list[Setting]:
         return self._choices.settings()
 

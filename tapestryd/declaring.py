@@ -14,6 +14,7 @@ from typing import Any
 
 from protocols.control import SCHEMA, Exit
 from tapestryd.config import Checkpoint, Node, TrainerChoice, TrainerConfig
+from tapestryd.editing import with_value
 from tapestryd.errors import ConfigFault, NotAllowed
 from tapestryd.host import allowance, datasets
 from tapestryd.host.datasets import Dataset
@@ -195,7 +196,7 @@ def _change(
     """Change the drop-ins where there are units, then data.paths, and say how it takes effect. Raises ConfigFault, NotAllowed."""
     path, separate = options.config, allowance.separate(options.units)
     try:
-        text = allowance.with_paths(path.read_text(), after) if before != after else ""
+        text = with_value(path.read_text(), "data.paths", list(map(str, after))) if before != after else ""
         changed = drop_ins(options.units, folder) if separate else False
         if text:
             write(path, text.encode(), like=path.stat())

@@ -61,10 +61,12 @@ def _read(path: Path) -> Source:
 
 @dataclass(frozen=True, slots=True)
 class Loaded(Generic[C]):
-    """`origins`: key → where its value came from; BUILT_IN, a profile, a file, a name of the environment, the command line."""
+    """`origins`: key → where its value came from; BUILT_IN, a profile, a file, a name of the environment, the command line.
+    `files`: those that were read, in the order in which they count."""
 
     config: C
     origins: Mapping[str, str]
+    files: tuple[Path, ...] = ()
 
     def value(self, key: str) -> Any:
         setting = settings_of(type(self.config))[key]
@@ -133,7 +135,7 @@ def _load(config: type[C], files: Sequence[Source], environ: Mapping[str, tuple[
     for one in given:
         setting = settings.get(one.key)
         if setting is None:
-            faults.append(one.fault(f"no such key{_nearest(one.key, settings)}"))
+            faults.append(one.fault(f"no such key{nearest(one.key, settings)}"))
             continue
         try:
             values[setting.section][setting.field] = one.read(setting)
@@ -143,7 +145,9 @@ def _load(config: type[C], files: Sequence[Source], environ: Mapping[str, tuple[
     if faults:
         raise ConfigFault("\n".join(faults))
     tables: dict[str, Any] = {section.name: section.type for section in fields(config)}
-    return Loaded(config(**{name: table(**values[name]) for name, table in tables.items()}), origins)
+    return Loaded(
+        config(**{name: table(**values[name]) for name, table in tables.items()}), origins, tuple(source.path for source in files)
+    )
 
 
 def _of_profile(config: type, given: Sequence[_Given], folder: Path) -> list[_Given]:
@@ -178,15 +182,15 @@ def _from_file(source: Source, settings: Mapping[str, Setting], faults: list[str
         if isinstance(table, dict) and name in sections:
             given += [_Given(str(path), f"{name}.{key}", f"{name}.{key}", value, path.parent) for key, value in table.items()]
         elif isinstance(table, dict):
-            faults.append(f"{path}: [{_word(name)}]: no such section{_nearest(name, sections)}")
+            faults.append(f"{path}: [{_word(name)}]: no such section{nearest(name, sections)}")
         elif name in sections:
             faults.append(f"{path}: {name} = {_shown(table)}: must be a section; write [{name}] on a line of its own")
         else:
-            faults.append(f"{path}: {_word(name)} = {_shown(table)}: no such key outside a section{_nearest(name, settings)}")
+            faults.append(f"{path}: {_word(name)} = {_shown(table)}: no such key outside a section{nearest(name, settings)}")
     return given
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
     """What was probably meant: "; did you mean …?", or the whole choice where nothing is near and the choice is short."""
     import difflib  # only a faulty file pays for it
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from protocols.control import Reloaded, Setting
@@ -43,6 +44,10 @@ class Choices:
     def config(self) -> DaemonConfig:
         return self._loaded.config
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return self._loaded.files
+
     def settings(self) -> list[Setting]:
         loaded = self._loaded
         return [
@@ -77,7 +82,7 @@ def taken(old: Loaded[DaemonConfig], new: Loaded[DaemonConfig], keys: Sequence[s
         setting = settings_of(DaemonConfig)[key]
         section: Any = replace(getattr(config, setting.section), **{setting.field: new.value(key)})
         config = replace(config, **{setting.section: section})
-    return Loaded(config, {**old.origins, **{key: new.origins[key] for key in keys}})
+    return Loaded(config, {**old.origins, **{key: new.origins[key] for key in keys}}, new.files)
 
 
 def _said(now: Sequence[str], later: Sequence[str]) -> str:

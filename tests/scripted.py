@@ -109,6 +109,7 @@ class Scripted:
         self.banned = BANS
         self.asked: list[object] = []
         self.fault: Exception | None = None
+        self.named: tuple[Path, ...] = ()
         self.exports = exports
         self.watch = Watch(self.status, now_ms)
         self.stories = [replace(STORY, round=number) for number in range(30, 41)]
@@ -154,6 +155,9 @@ class Scripted:
 
     async def leave(self) -> str:
         return self._did("leave", "Left the run.")
+
+    def files(self) -> tuple[Path, ...]:
+        return self.named
 
     def settings(self) -> list[Setting]:
         return [

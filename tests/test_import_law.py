@@ -28,6 +28,7 @@ ROOMS = {
     "tapestryd.config": set(),
     "tapestryd.layers": {"tapestryd.config", "tapestryd.errors", "tapestryd.profiles", "tapestryd.settings"},
     "tapestryd.profiles": set(),
+    "tapestryd.editing": {"tapestryd.errors", "tomlkit"},
     "tapestryd.settings": {"protocols", "tapestryd.errors", "tapestryd.host.hours", "tapestryd.profiles", "multiaddr"},
     "tapestryd.host.hours": set(),
     "tapestryd.host.policy": {"tapestryd.host.hours"},
@@ -38,8 +39,9 @@ ROOMS = {
     "tapestryd.program": {"protocols", "tapestryd.errors"},
     "tapestryd.client": {"protocols", "tapestryd.errors", "tapestryd.screen", "tapestryd.__version__"},
     "tapestryd.cli": {"protocols", "tapestryd.cli", "tapestryd.errors", "tapestryd.client", "tapestryd.screen", "tapestryd.settings",
-                      "tapestryd.config", "tapestryd.program",
-                      "tapestryd.host.clock", "tapestryd.host.hours", "tapestryd.host.sensors.wall",
+                      "tapestryd.config", "tapestryd.editing", "tapestryd.layers", "tapestryd.profiles", "tapestryd.program",
+                      "tapestryd.reloading", "tapestryd.host.files", "tapestryd.host.clock", "tapestryd.host.hours",
+                      "tapestryd.host.sensors.wall",
                       "tapestryd.__version__"},
 }  # fmt: skip
 """What a room may import beside the standard library. Rooms that are not named (the daemon and what it is made of) may import all."""
@@ -68,7 +70,7 @@ ENVIRONMENT = {
     "tapestryd.daemon": "hands it to logs and systemd",
     "tapestryd.auditing": "the socket's default place",
     "tapestryd.declaring": "hands it to config",
-    "tapestryd.cli": "the socket's default place, and NO_COLOR",
+    "tapestryd.cli": "the socket's default place, NO_COLOR, settings, the editor",
     "tapestryd.demo": "starts daemons",
     "tapestryd.host.steward": "the data side's own main, and what of it trainers inherit",
     "tapestryd.host.trainer_main": "a trainer's own main",

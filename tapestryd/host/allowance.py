@@ -1,13 +1,11 @@
-"""Which folders the trainer may read and the daemon may not: drop-ins of their systemd units, and data.paths of trainer.toml.
+"""Which folders the trainer may read and the daemon may not: drop-ins of their systemd units.
 
 A folder is bound into the trainer's unit (BindReadOnlyPaths) and made inaccessible to the daemon's (InaccessiblePaths) by one drop-in
 each, which this keeps alike; one that is not there stops neither, and the trainer then says so. The files are ours: what they list is
 the list. Standard library only; changes take effect when the units are restarted, which is not done here.
 """
 
-import json
 import re
-import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -24,10 +22,6 @@ _HEAD = "# Written by `tapestry data allow` and `tapestry data forbid`; other se
 _HIDDEN = ("/home", "/root", "/tmp", "/var/tmp")
 """The units hide these and what is below them, whatever a drop-in says."""
 _SYSTEM = ("/bin", "/boot", "/dev", "/etc", "/lib", "/lib64", "/proc", "/run", "/sbin", "/sys", "/usr", "/var/cache", "/var/log")
-
-
-_ARRAY = r"""\[(?:"(?:\\.|[^"\\])*"|'[^']*'|\#[^\n]*|[^\]"'\#])*\]"""
-"""An array of strings in TOML, comments and all."""
 
 
 def fault(folder: Path, own: Iterable[Path]) -> str:
@@ -92,22 +86,3 @@ def _write(units: Path, drop_in: tuple[str, str], folders: Sequence[Path]) -> No
         write(path, text.encode(), mode=0o644)
     else:
         path.unlink(missing_ok=True)
-
-
-def with_paths(text: str, paths: Sequence[Path]) -> str:
-    """trainer.toml with these data.paths, and otherwise as it was, comments and all. Raises ConfigFault where that cannot be done."""
-    expected = tomllib.loads(text)
-    expected.setdefault("data", {})["paths"] = list(map(str, paths))
-    listed = f"paths = {json.dumps(list(map(str, paths)), ensure_ascii=False)}"
-    for pattern, new in (
-        (rf"(?m)(^\[data\][^\n]*\n(?:(?!\[)[^\n]*\n)*?)paths\s*=\s*{_ARRAY}", lambda match: match[1] + listed),
-        (r"(?m)(^\[data\][^\n]*\n)", lambda match: f"{match[1]}{listed}\n"),
-        (r"(?s)\Z", lambda match: f"\n[data]\n{listed}\n"),
-    ):
-        made = re.sub(pattern, new, text, count=1)
-        try:
-            if tomllib.loads(made) == expected:
-                return made
-        except tomllib.TOMLDecodeError:
-            pass
-    raise ConfigFault(f"data.paths of this file is written in a way that is not understood here; write there yourself: {listed}")

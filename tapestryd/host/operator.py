@@ -45,6 +45,9 @@ class Operator(Protocol):
 
     async def leave(self) -> str: ...
 
+    def files(self) -> Sequence[Path]:
+        """Of the configuration."""
+
     def settings(self) -> Sequence[Setting]: ...
 
     async def reload(self) -> Reloaded:

@@ -16,7 +16,10 @@ class Upkeep:
     def __init__(self, operator: Operator) -> None:
         self._operator = operator
         self.routes = (
-            Route("GET", "/v1/config", "The settings in force, and where each comes from.", self._config, {"settings": list[Setting]}),
+            Route(
+                "GET", "/v1/config", "The settings in force, and where each comes from.", self._config,
+                {"files": list[str], "settings": list[Setting]},
+            ),
             Route(
                 "POST", "/v1/reload", "Read the configuration again, and take up what can be without a restart.", self._reload,
                 {"said": str, "changed": list[str], "restart": list[str]},
@@ -24,7 +27,7 @@ class Upkeep:
         )  # fmt: skip
 
     async def _config(self) -> Doc:
-        return {"settings": [asdict(setting) for setting in self._operator.settings()]}
+        return {"files": list(map(str, self._operator.files())), "settings": [asdict(setting) for setting in self._operator.settings()]}
 
     async def _reload(self) -> Doc:
         return asdict(await self._operator.reload())

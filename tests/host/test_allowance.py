@@ -2,17 +2,12 @@
 
 import shutil
 import subprocess
-import tomllib
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tapestryd.errors import ConfigFault
-from tapestryd.host.allowance import allow, allowed, fault, forbid, with_paths
-
-EXAMPLE = Path(__file__).parents[2] / "deploy" / "trainer.toml"
+from tapestryd.host.allowance import allow, allowed, fault, forbid
 
 
 @pytest.mark.parametrize(
@@ -84,38 +79,3 @@ def test_systemd_takes_the_drop_ins(tmp_path: Path) -> None:
         words = ["systemd-analyze", "verify", "--man=no", str(tmp_path / f"{unit}.service")]
         done = subprocess.run(words, capture_output=True, text=True, check=False)
         assert [line for line in done.stderr.splitlines() if unit in line] == []
-
-
-NAMES = st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "S")), min_size=1).map("/{}".format)
-
-
-@given(st.lists(NAMES, min_size=1, max_size=4))
-def test_the_example_keeps_all_but_its_paths(names: list[str]) -> None:
-    before, paths = EXAMPLE.read_text(), list(map(Path, names))
-    after = with_paths(before, paths)
-    expected = tomllib.loads(before)
-    expected["data"]["paths"] = list(map(str, paths))
-    assert tomllib.loads(after) == expected
-    assert [line for line in after.splitlines() if "paths" not in line] == [line for line in before.splitlines() if "paths" not in line]
-    assert with_paths(after, paths) == after
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "schema_version = 1\n", "schema_version = 1\n[data]\nseed = 3 # x\n", "[compute]\npaths_ = 1\n\n[data]\n",
-        'schema_version = 1\n[data]\nseed = 1\npaths = [\n  "/a", # one\n  "/b",\n]  # all\n[compute]\nthreads = 1\n',
-        "[data]\ntext_field = 'paths = [1]'\n", "[data]\npaths = ['/a]b', # ] \"\n]\n", "# [data]\nschema_version = 1\n",
-    ],
-)  # fmt: skip
-def test_every_way_of_writing_it(text: str) -> None:
-    after = with_paths(text, [Path("/x"), Path("/y")])
-    assert tomllib.loads(after).pop("data")["paths"] == ["/x", "/y"]
-    kept = ("# x", "# all", "# [data]")
-    assert [word for word in kept if word in after] == [word for word in kept if word in text]
-
-
-@pytest.mark.parametrize("text", ['data.paths = ["/a"]\n', 'data = { paths = ["/a"] }\n'])
-def test_what_is_not_understood_is_left_to_the_reader(text: str) -> None:
-    with pytest.raises(ConfigFault, match=r'write there yourself: paths = \["/x"\]'):
-        with_paths(text, [Path("/x")])
