@@ -31,8 +31,8 @@ class Meeting:
     `blobs[i]`: part i as its reducer published it, `made[i]`: its reducer's signed word that it did; `repaired[i]`: which other
     member we had it from. `ends`: loop time after which nobody waits for anything of this round.
     `convicted`: members that have said two things of which only one can be true.
-    `ballots`: first vote of each member, with the parts' digests. For the round's story: `lost[i]`, why part i did not come from
-    its reducer; `refused`, member → why its offer to our part was."""
+    `ballots`: first vote of each member, with the parts' digests; `won`: the result that has enough of them for us.
+    For the round's story: `lost[i]`, why part i did not come from its reducer; `refused`, member → why its offer to our part was."""
 
     def __init__(self, roster: Roster, elements: int, block: int, ends: float) -> None:
         self.roster = roster
@@ -45,6 +45,7 @@ class Meeting:
         self.repaired: dict[int, str] = {}
         self.convicted: set[str] = set()
         self.ballots: dict[str, tuple[Signed, Vote, tuple[str, ...]]] = {}
+        self.won: Vote | None = None
         self.lost: dict[int, str] = {}
         self.refused: dict[str, str] = {}
         self.changed = asyncio.Condition()

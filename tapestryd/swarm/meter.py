@@ -22,6 +22,7 @@ KINDS = {
     "call": ("roster", "roster"),
     "reduce": ("delta", "mean"),
     "vote": ("vote", "vote"),
+    "votes": ("vote", "vote"),
     "part": ("mean", "mean"),
     "rpc_ping": ("record", "record"),
     "rpc_store": ("record", "record"),

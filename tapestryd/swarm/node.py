@@ -236,14 +236,15 @@ class Node:
         return found
 
     async def ask(
-        self, peer: str, verb: str, head: Json, body: Body = b"", *, body_bytes: int = 0, moved: Callable[[int], None] | None = None
-    ) -> tuple[Json, bytearray]:
-        """One question, one answer of at most `body_bytes`; `moved` as in Stream.receive. Raises Gone, Busy, or Declined with
-        the peer's reason."""
+        self, peer: str, verb: str, head: Json, body: Body = b"", *, body_bytes: int = 0, timeout: float = limits.IO_S,
+        moved: Callable[[int], None] | None = None,
+    ) -> tuple[Json, bytearray]:  # fmt: skip
+        """One question, one answer of at most `body_bytes`; `timeout` and `moved` as in Stream.receive. Raises Gone, Busy, or
+        Declined with the peer's reason."""
         stream = await self.open(peer, verb)
         try:
             await stream.send(head, body)
-            return await stream.answer(body_bytes, moved=moved)
+            return await stream.answer(body_bytes, timeout, moved)
         finally:
             stream.close()
 

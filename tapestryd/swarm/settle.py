@@ -19,7 +19,7 @@ from tapestryd.swarm.streams import Gone, Stream
 log = logging.getLogger(__name__)
 
 _ASKED = 3
-"""Voters asked for missing parts at once."""
+"""Voters asked for missing parts at once, and reducers for the votes of others."""
 _COMPARE_S = 60.0
 
 Compute = Callable[[list[bytes]], Awaitable[Vote]]
@@ -51,25 +51,63 @@ class Settlement:
 
     async def serve(self) -> None:
         await self._node.serve("vote", self._voted)
+        await self._node.serve("votes", self._told)
         await self._node.serve("part", self._asked)
 
     async def _voted(self, stream: Stream) -> None:
         head, _ = await stream.receive(0)
         take(head, {"vote": dict, "parts": list})
         signed = Signed.from_json(head["vote"], "vote", self._verify)
+        meeting = await self._meetings.find(Vote.from_body(signed.body).roster)
+        self._count(meeting, signed, head["parts"])
+        await meeting.note()
+        await stream.send({"counted": True})
+
+    def _count(self, meeting: Meeting, signed: Signed, parts: list[str]) -> None:
+        """A verified vote, by whomever it came. Refused if it is none of this meeting, or for other parts than it says."""
         vote = Vote.from_body(signed.body)
-        meeting = await self._meetings.find(vote.roster)
         meeting.index(signed.peer)
-        parts = head["parts"]
+        if vote.roster != meeting.roster.digest:
+            raise Refused(Reason.OTHER_ROSTER, "a vote in another roster")
         if len(parts) != len(meeting.roster.reducers) or not all(map(is_digest, parts)) or merkle(parts) != vote.root:
             raise Refused(Reason.BAD_DIGEST, "the parts do not have the root that is voted for")
         if signed.peer not in meeting.ballots:
             meeting.ballots[signed.peer] = signed, vote, tuple(parts)
             self._compare_with(meeting, signed.peer)
-            await meeting.note()
         elif equivocation(held := meeting.ballots[signed.peer][0], signed):
             self._convict(meeting, held, signed)
-        await stream.send({"counted": True})
+
+    async def _told(self, stream: Stream) -> None:
+        """What has won here, and by whose votes, as soon as something has: for members whom not all others can dial."""
+        head, _ = await stream.receive(0)
+        take(head, {"roster": str})
+        meeting = await self._meetings.find(head["roster"])
+        meeting.index(stream.peer)
+        if not await meeting.wait(lambda: meeting.won is not None, meeting.ends) or meeting.won is None:
+            raise Refused(Reason.STALE, "nothing has won here")
+        ballots = {peer: ballot for peer, ballot in meeting.ballots.items() if ballot[1] == meeting.won}
+        parts = next(iter(ballots.values()))[2]
+        votes = [[peer, ballot[0].signature] for peer, ballot in ballots.items()]
+        await stream.send({"vote": meeting.won.to_body(), "parts": list(parts), "votes": votes})
+
+    async def _hear(self, meeting: Meeting, peer: str) -> None:
+        """Ask `peer` for what has won, and count the votes for it."""
+        try:
+            timeout = meeting.ends - asyncio.get_running_loop().time()
+            head, _ = await self._node.ask(peer, "votes", {"roster": meeting.roster.digest}, timeout=timeout)
+            take(head, {"vote": dict, "parts": list, "votes": list})
+            if len(head["votes"]) > len(meeting.roster.members):
+                raise Refused(Reason.OUT_OF_RANGE, f"{len(head['votes'])} votes of a roster of {len(meeting.roster.members)}")
+            for item in head["votes"]:
+                if not isinstance(item, list) or len(item) != 2:
+                    raise Refused(Reason.MALFORMED, "a vote is [peer, signature]")
+                value = {"kind": "vote", "body": head["vote"], "peer": item[0], "signature": item[1]}
+                self._count(meeting, Signed.from_json(value, "vote", self._verify), head["parts"])
+        except Gone as gone:
+            log.info("votes from %s: %s", peer[-6:], gone)
+        except Refused as refused:
+            self._node.refused(refused, "votes", peer)
+        await meeting.note()
 
     async def _asked(self, stream: Stream) -> None:
         head, _ = await stream.receive(0)
@@ -96,6 +134,8 @@ class Settlement:
             self._compare_with(meeting, peer)
         others = [peer for peer in meeting.roster.members if peer != self._node.peer_id]
         pushes = [asyncio.create_task(self._push(peer, signed, parts)) for peer in others]
+        ask = meeting.roster.reducers[:_ASKED] if self._node.peer_id not in meeting.roster.reducers else ()
+        asked = [asyncio.create_task(self._hear(meeting, peer)) for peer in ask]
 
         def result() -> Vote | None:
             ballots = {peer: ballot[1] for peer, ballot in meeting.ballots.items()}
@@ -103,17 +143,18 @@ class Settlement:
 
         try:
             await meeting.wait(lambda: len(meeting.ballots) == len(meeting.roster.members) or result() is not None, by)
-            won = result()
+            won = meeting.won = result()
             if won is None:
                 raise Unsettled("no_majority")
+            await meeting.note()
             # A moment's grace for the pushes: the others need our vote as we needed theirs, if only to see who told us otherwise.
             grace = max(0.0, min(1.0, by - asyncio.get_running_loop().time()))
             await asyncio.wait(pushes, timeout=grace) if pushes else None
             if won != vote:
                 raise Unsettled("outvoted")
         finally:
-            for push in pushes:
-                push.cancel()
+            for task in (*pushes, *asked):
+                task.cancel()
         return vote, [ballot[0] for ballot in meeting.ballots.values() if ballot[1] == vote]
 
     async def _push(self, peer: str, vote: Signed, parts: tuple[str, ...]) -> None:

@@ -21,7 +21,7 @@ from tests.hostile.world import World, fought, idle
 from tests.people import BLANK, verify
 from tests.swarm.rooms import Peer, go, until
 
-DOORS = ("call", "reduce", "vote", "part", "hello", "dialback", "rules", "tokenizer", "snapshots", "piece", "entry")
+DOORS = ("call", "reduce", "vote", "votes", "part", "hello", "dialback", "rules", "tokenizer", "snapshots", "piece", "entry")
 
 GARBAGE: list[tuple[str, bytes, Reason | None]] = [
     ("all ones", b"\xff" * 64, Reason.TOO_LARGE),

@@ -52,6 +52,7 @@ def people(world: World) -> None:
     world.loss = rng.choice([0.0, 0.0, 0.02, 0.1])
     world.late_ms = rng.choice([0, 0, 500, 4000])
     hands = rng.choice(FORKING) if rng.random() < 0.3 else frozenset(rng.sample(TRAITS, rng.randint(1, 3)))
+    shy = rng.choice([0.1, 0.1, 0.1, 0.7])
     for number in range(size):
         label = f"p{number}"
         if number < liars:
@@ -61,7 +62,7 @@ def people(world: World) -> None:
         else:
             joins = number > liars + 2 and rng.random() < 0.15
             peer = Peer(world, name_of(number), label, Disk(None if joins else GENESIS))
-            peer.nat = number > liars + 1 and rng.random() < 0.1
+            peer.nat = number > liars + 1 and rng.random() < shy
         comes(world, peer)
 
 
@@ -191,8 +192,7 @@ def calm(world: World) -> None:
     world.loss, world.late_ms, world.skewed = 0.0, 0, False
     heal(world)
     honest = [peer for peer in world.peers.values() if peer.honest]
-    hidden = sum(peer.nat for peer in honest)  # of two that cannot be dialled, neither may lead the other
-    left_behind = world.rng.choice(honest) if len(honest) > 4 and hidden < 2 and world.random() < 0.4 else None
+    left_behind = world.rng.choice(honest) if len(honest) > 4 and world.random() < 0.4 else None
     if left_behind and world.rules.members and not enough(world, [peer for peer in honest if peer is not left_behind]):
         left_behind = None
     for peer in world.peers.values():

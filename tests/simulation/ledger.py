@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 
 PROGRESS_ROUNDS = 4
 """After faults stop, every honest peer has committed again within so many rounds: one in which the presences of the dead and
-of liars run out, one to catch up in, and two of which one may be lost to a leader that is not there. One that cannot be
-dialled may lack the votes of others like it, and follows those who commit."""
+of liars run out, one to catch up in, and two of which one may be lost to a leader that is not there."""
 
 
 def better(one: Tip, other: Tip) -> bool:
@@ -134,8 +133,7 @@ class Ledger:
             assert peer.up
             if peer.stuck:
                 continue
-            of_own = [when for when, who, _, _ in self._commits if who == peer.label]
-            after = [when for when in (peer.moved_ms if peer.nat else of_own) if when >= calm_ms]
+            after = [when for when, who, _, _ in self._commits if who == peer.label and when >= calm_ms]
             if not after or after[0] > calm_ms + PROGRESS_ROUNDS * SCHEDULE.period_ms:
                 self.broken("no progress", f"{peer.label} has not committed within {PROGRESS_ROUNDS} rounds after the faults: "
                             f"{peer.member.state.value} {peer.member.reasons}")  # fmt: skip

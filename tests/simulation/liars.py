@@ -178,6 +178,10 @@ class Liar(Peer):
             vote = replace(vote, after=step(vote.after, name if self.world.random() < 0.5 else self.name))
         super().push(name, vote, parts, tries)
 
+    def told(self, roster: str, asker: Peer) -> None:
+        if "stalls" not in self.traits:
+            super().told(roster, asker)
+
     def heard_vote(self, voter: str, vote: Vote, parts: tuple[Part, ...]) -> None:
         """mirror: tells every voter that it is right. replays: says again what it heard, in its own name and late."""
         if "mirror" in self.traits and (voter, vote) not in self.said:

@@ -145,6 +145,9 @@ class Meeting:
         self.waiting: list[Peer] = []
         self.parts: dict[int, Part] = {}
         self.ballots: dict[str, tuple[Vote, tuple[Part, ...]]] = {}
+        self.won: Vote | None = None
+        self.listening: list[Peer] = []
+        """Who asked for the votes of what wins here."""
 
 
 class Work:
@@ -206,7 +209,6 @@ class Peer:
         self.tips: list[Tip] = []
         """Every tip that it has ever held, since its disk was last set back."""
         self.gave_up_for: Tip | None = None
-        self.moved_ms: list[int] = []
         self._reset()
 
     def _reset(self) -> None:
@@ -289,7 +291,6 @@ class Peer:
             self.tips.clear()
         self.tip = tip
         self.tips.append(tip)
-        self.moved_ms.append(self.world.now)
 
     # Neighbours.
 
@@ -761,6 +762,10 @@ class Peer:
             if name != self.name:
                 self.spark()
                 self.push(name, work.vote, parts, 2)
+        for reducer in meeting.reducers[:3] if meeting.mine is None else ():
+            target = self.world.open(self, reducer)
+            if target is not None:
+                self.later(self.world.delay_ms(), self.world.send, self, target, target.told, meeting.digest, self)
         self.count(work)
 
     def push(self, name: str, vote: Vote, parts: tuple[Part, ...], tries: int) -> None:
@@ -769,6 +774,18 @@ class Peer:
             self.world.send(self, target, target.heard_vote, self.name, vote, parts)
         elif tries > 1:
             self.later(self.world.gone_ms(), self.push, name, vote, parts, tries - 1)
+
+    def told(self, roster: str, asker: "Peer") -> None:
+        """Whose votes have won, or will have: that is what `asker` would hear, for not all others can dial it."""
+        meeting = self.meeting(roster, self.told, roster, asker)
+        if meeting is None or asker.name not in meeting.members:
+            return
+        if meeting.won is None:
+            meeting.listening.append(asker)
+            return
+        for voter, (vote, parts) in list(meeting.ballots.items()):
+            if vote == meeting.won:
+                self.world.send(self, asker, asker.heard_vote, voter, vote, parts)
 
     def heard_vote(self, voter: str, vote: Vote, parts: tuple[Part, ...]) -> None:
         meeting = self.meeting(vote.roster, self.heard_vote, voter, vote, parts)
@@ -795,6 +812,9 @@ class Peer:
         won = settling.decided(ballots, meeting.roster, self.world.rules.members, work.present)
         if won is None and len(ballots) < len(meeting.members):
             return
+        meeting.won, listening, meeting.listening = won, meeting.listening, []
+        for asker in listening:
+            self.told(meeting.digest, asker)
         if won != work.vote:
             self.unsettled(work, "outvoted" if won else "no_majority")
             return

@@ -328,6 +328,32 @@ def test_one_that_cannot_be_dialled_neither_leads_nor_reduces_and_is_in_the_mean
     go(work)
 
 
+def test_those_who_cannot_be_dialled_hear_of_one_another(tmp_path: Path) -> None:
+    """Three of five cannot reach one another, and four votes are needed: those who can be dialled tell of the others' votes."""
+
+    async def work() -> None:
+        async with peers(tmp_path, 5, average_ms=30_000) as found:
+            *shy, able, last = found
+            apart = {peer.node.peer_id for peer in shy}
+            for peer in found:
+                peer.undialled = apart
+            for peer in shy:
+                peer.rate = 0
+                push = peer.settlement._push
+
+                async def within_reach(to: str, *rest: Any, push: Any = push) -> None:
+                    if to not in apart:
+                        await push(to, *rest)
+
+                peer.settlement._push = within_reach  # type: ignore[method-assign]
+            agreed(found, await together(found))
+            entry, _ = able.keeper.store.load_entry(1, verify)  # type: ignore[misc]
+            assert set(entry.roster.reducers) == {able.node.peer_id, last.node.peer_id}
+            assert all(peer.refused() == {} for peer in found)
+
+    go(work)
+
+
 @pytest.mark.parametrize(("garbage", "reason"), [(b"\xff", Reason.NOT_FINITE), (b"\x80", Reason.MALFORMED)])
 def test_a_hostile_offer_is_left_out(tmp_path: Path, garbage: bytes, reason: Reason) -> None:
     async def work() -> None:
