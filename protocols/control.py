@@ -113,8 +113,8 @@ class Repaired:
     peer: str
 
 
-STATES = ("idle", "joining", "syncing", "training", "averaging", "paused", "stopping")
-READY = ("syncing", "training", "averaging", "paused")
+STATES = ("idle", "joining", "syncing", "training", "averaging", "serving", "paused", "stopping")
+READY = ("syncing", "training", "averaging", "serving", "paused")
 """States of a member of a run, as /readyz and `tapestry wait --for joined` mean it."""
 
 ROUND_RESULTS = ("committed", "replayed", "discarded")
@@ -397,7 +397,8 @@ class Setting:
 @dataclass(frozen=True, slots=True)
 class Status:
     """`state`: idle, no run joined; joining, no peers or no base yet; syncing, catching up; training; averaging, which is
-    gathering, reducing, settling or committing (`run.phase` says which); paused; stopping. `refusals`: what we refused;
+    gathering, reducing, settling or committing (`run.phase` says which); serving: it has the base, and trains nothing as it is
+    configured; paused; stopping. `refusals`: what we refused;
     `declined`: what others refused of ours; both since start, by reason. `bans`: in force."""
 
     version: str

@@ -5,7 +5,7 @@ import shutil
 import time
 
 from protocols import control
-from protocols.rounds import IN_ROUND, State
+from protocols.rounds import IN_ROUND, Member, State
 from tapestryd import __version__
 from tapestryd.config import DaemonConfig
 from tapestryd.doorkeeper import Doorkeeper
@@ -39,8 +39,7 @@ def picture(
     reasons: tuple[str, ...] = ()
     health = [said for said in (trouble,) if said] + isolation.trouble() + [web.trouble for web in webs if web.trouble]
     if session is not None:
-        state = _STATES[session.member.state] if session.member else "joining"
-        reasons = session.member.reasons if session.member else ("no_rules",)
+        state, reasons = _state(session.member, trains=config.trainer.enabled)
         health += [_HEALTH[reason] for reason in reasons if reason in _HEALTH]
         if session.roll and session.roll.trouble:
             health.append(session.roll.trouble)
@@ -70,6 +69,15 @@ def picture(
         policy=policy,
         disk=control.Disk(shutil.disk_usage(config.node.state_dir).free, config.storage.min_free_bytes),
     )
+
+
+def _state(member: Member | None, *, trains: bool) -> tuple[str, tuple[str, ...]]:
+    """With the reasons for not training. Who is not to train waits for nothing once it has a base, and serves the others."""
+    if member is None:
+        return "joining", ("no_rules",)
+    if not trains and member.state is State.JOINING and set(member.reasons) <= {"no_peers", "trainer"}:
+        return "serving", ()
+    return _STATES[member.state], member.reasons
 
 
 def _base(session: Session) -> str:

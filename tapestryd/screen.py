@@ -7,6 +7,8 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from tapestryd.words import REASONS
+
 Doc = Mapping[str, Any]
 
 _INDENT = 11
@@ -158,15 +160,17 @@ def _heading(status: Doc, width: int, colour: bool) -> str:
     room = width - len(right) - 1
     left = _filled(cut(left, room), room)
     if colour:
-        well = state in ("training", "averaging")
+        well = state in ("training", "averaging", "serving")
         right = f"{_RED if status['health'] else _GREEN if well else _YELLOW}{right}{_RESET}"
     return f"{left} {right}"
 
 
 def _why(status: Doc) -> list[str]:
     """Each reason in words, and when it ends, where that is known."""
-    holds = {hold["reason"]: f"{hold['reason']}: {hold['says']}{_lasts(hold['left_s'])}" for hold in status["policy"]["holds"]}
-    return [holds.get(reason, reason) for reason in status["reasons"]]
+    meanings = {reason: f"{reason}: {says}" for reason, says in REASONS.items()}
+    meanings |= {hold["reason"]: f"{hold['reason']}: {hold['says']}{_lasts(hold['left_s'])}" for hold in status["policy"]["holds"]}
+    said = [meanings.get(reason, reason) for reason in status["reasons"]]
+    return [*said, "this node trains nothing, as trainer.enabled says"] if status["state"] == "serving" else said
 
 
 def _policy(policy: Doc) -> list[str]:

@@ -3,8 +3,10 @@
 import re
 from pathlib import Path
 
+from protocols.control import STATES
 from protocols.trainer import Code, Withhold
 from tapestryd import picture
+from tapestryd.words import REASONS
 
 HANDBOOK = (Path(__file__).parent.parent / "deploy" / "OPERATING.md").read_text()
 
@@ -30,3 +32,9 @@ def test_every_reason_that_has_a_sentence() -> None:
 def test_discards_are_those_of_the_protocol() -> None:
     document = (Path(__file__).parent.parent / "protocols" / "rounds.md").read_text()
     assert all(re.search(rf"^\| [\w, ]*\b{reason}\b[\w, ]* \|", document, re.M) for reason in rows("discarded"))
+
+
+def test_every_state_and_every_reason() -> None:
+    table = HANDBOOK.split("| state |", 1)[1].split("\n\n", 1)[0]
+    assert {line.split("|")[1].strip() for line in table.splitlines()[2:]} == set(STATES)
+    assert rows("reason") - {"disk_low"} == set(REASONS) - {"behind"}

@@ -18,6 +18,7 @@ from tapestryd.config import Dashboard as Choices
 from tapestryd.host import dashboard
 from tapestryd.host.trends import SERIES
 from tapestryd.swarm.meter import KINDS
+from tapestryd.words import REASONS
 from tests.host.test_api import Headers, ask
 from tests.scripted import STATUS, Scripted, Served
 
@@ -106,6 +107,8 @@ def test_scripts_know_the_words_of_the_daemon(served: Served) -> None:
     assert drawn <= set(SERIES)
     for state in STATES:
         assert f"  {state}: " in words
+    for reason in REASONS:
+        assert f"  {reason}: " in words
     for check in Check:
         assert f'"data.{check.name.lower()}": ' in words
     for kind in {kind for both in KINDS.values() for kind in both}:

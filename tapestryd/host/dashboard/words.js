@@ -1,7 +1,7 @@
 // What the words of the control API mean to a person. A word that is not here is shown as it is.
 
-export const GLYPHS = { training: "●", averaging: "◐", paused: "Ⅱ", joining: "◌", syncing: "◌", idle: "○", stopping: "○" };
-export const TONES = { training: "good", averaging: "good", paused: "wait", joining: "wait", syncing: "wait" };
+export const GLYPHS = { training: "●", averaging: "◐", serving: "●", paused: "Ⅱ", joining: "◌", syncing: "◌", idle: "○", stopping: "○" };
+export const TONES = { training: "good", averaging: "good", serving: "good", paused: "wait", joining: "wait", syncing: "wait" };
 
 /** Of Status.state, given the run's name. */
 export const LEADS = {
@@ -10,6 +10,7 @@ export const LEADS = {
   syncing: (run) => `Catching up with the peers of ${run}.`,
   training: (run) => `Taking local steps for ${run}.`,
   averaging: (run) => `Averaging with the peers of ${run}.`,
+  serving: (run) => `Serving base, log and addresses to the peers of ${run}. Nothing is trained here, as trainer.enabled says.`,
   paused: (run) => `Taking no part in ${run}. What was learned here is kept.`,
   stopping: () => "The daemon is stopping.",
 };
