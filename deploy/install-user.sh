@@ -20,8 +20,9 @@ mkdir -p "$HOME/.local/bin" "$config/systemd/user"
 ln -sf "$share/bin/tapestry" "$HOME/.local/bin/tapestry"
 sh "$here/systemd-user/configure.sh" "$config/tapestry" "$state" "${XDG_RUNTIME_DIR:-/run/user/$(id -u)}/tapestry" "$data"
 sed -e "s|@SHARE@|$share|" -e "s|@CONFIG@|$config/tapestry|" "$here/systemd-user/tapestry.service" > "$config/systemd/user/tapestry.service"
+sed "s|@SHARE@|$share|" "$here/systemd-user/tapestry-session.service" > "$config/systemd/user/tapestry-session.service"
 systemctl --user daemon-reload
-systemctl --user enable --quiet tapestry.service
+systemctl --user enable --quiet tapestry.service tapestry-session.service
 systemctl --user restart tapestry.service
 
 echo "tapestry.service runs while you are logged in; 'loginctl enable-linger' keeps it running. Text goes to $data; then:"

@@ -6,6 +6,8 @@ here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
 dest=$1 units=$2
 install -d -m 0755 "$dest$units" "$dest/usr/lib/sysusers.d" "$dest/usr/lib/tmpfiles.d" "$dest/etc/tapestry" "$dest/usr/share/tapestry"
 install -m 0644 "$here"/systemd/* "$dest$units/"
+install -d -m 0755 "$dest/usr/lib/systemd/user"
+sed "s|@SHARE@|/opt/tapestry|" "$here/systemd-user/tapestry-session.service" > "$dest/usr/lib/systemd/user/tapestry-session.service"
 install -m 0644 "$here/sysusers.d/tapestry.conf" "$dest/usr/lib/sysusers.d/tapestry.conf"
 install -m 0644 "$here/tmpfiles.d/tapestry.conf" "$dest/usr/lib/tmpfiles.d/tapestry.conf"
 install -m 0644 "$here/prometheus/alerts.yml" "$here/grafana/tapestry.json" "$dest/usr/share/tapestry/"

@@ -8,7 +8,7 @@ systemctl disable --quiet --now tapestry.target tapestryd.service tapestryd.sock
 systemctl stop tapestry-trainer.service 2> /dev/null || true
 rm -f /etc/systemd/system/tapestry.target /etc/systemd/system/tapestry-*.service /etc/systemd/system/tapestry-*.socket \
     /etc/systemd/system/tapestryd.service /etc/systemd/system/tapestryd.socket
-rm -f /usr/lib/sysusers.d/tapestry.conf /usr/lib/tmpfiles.d/tapestry.conf /usr/local/bin/tapestry
+rm -f /usr/lib/sysusers.d/tapestry.conf /usr/lib/tmpfiles.d/tapestry.conf /usr/local/bin/tapestry /usr/lib/systemd/user/tapestry-session.service
 rm -rf /opt/tapestry /usr/share/tapestry
 systemctl daemon-reload
 

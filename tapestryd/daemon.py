@@ -287,6 +287,10 @@ class Daemon:
     async def choose(self, mode: Mode, for_s: float | None) -> str:
         return await self._pauses.choose(mode, for_s)
 
+    async def active(self, idle_s: float | None, metered: bool | None) -> str:
+        self._pauses.active(idle_s, metered)
+        return "Noted."
+
     def _busy(self) -> bool:
         member = self.session.member if self.session else None
         return member is not None and member.state in (State.TRAINING, *IN_ROUND)

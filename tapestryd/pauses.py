@@ -21,6 +21,8 @@ from tapestryd.screen import duration
 log = logging.getLogger(__name__)
 
 LOOK_S = 2.0
+METERED_S = 900.0
+"""So long it counts what a session said of the network; it says so again and again (desktop.py)."""
 
 
 class Pauses:
@@ -36,11 +38,17 @@ class Pauses:
         self._writing = asyncio.Lock()
         self._verdict = Verdict()
         self._holds: tuple[Hold, ...] = ()
+        self._metered: bool | None = None
+        self._metered_s = 0.0
+        self.input_s: float | None = None
+        """Unix time at which somebody last was at a desktop of this machine, as its session said."""
         self.held = Held(())
 
     def amend(self, config: DaemonConfig) -> None:
         """Another policy from the next look on."""
-        self._policy = Policy(min_free_bytes=config.storage.min_free_bytes)
+        self._policy = Policy(
+            metered="pause" if config.network.metered == "pause" else "run", min_free_bytes=config.storage.min_free_bytes
+        )  # fmt: skip
 
     async def run(self) -> None:
         while True:
@@ -56,13 +64,22 @@ class Pauses:
         self._will = self._will.at(now_s)
         if not self._busy():
             self._will = self._will.round_over()
-        readings = Readings(free_bytes=shutil.disk_usage(self._state.path).free)
+        metered = self._metered if now_s < self._metered_s + METERED_S else None
+        readings = Readings(metered=metered, free_bytes=shutil.disk_usage(self._state.path).free)
         self._verdict = self._policy.decide(now_s, readings, self._verdict.memory)
         self._holds = self._will.judge(self._verdict.holds)
         held = Held(tuple(hold.reason.value for hold in self._holds), _haste(self._will, self._holds)) if self._holds else Held(())
         if held != self.held:
             self.held = held
             self._hold(held)
+
+    def active(self, idle_s: float | None, metered: bool | None) -> None:
+        """What a session of a desktop says. Of several the latest input counts."""
+        now_s = self._now_s()
+        if idle_s is not None:
+            self.input_s = max(now_s - idle_s, self.input_s or 0.0)
+        self._metered, self._metered_s = metered, now_s
+        self.look()
 
     def status(self) -> control.Policy:
         now_s, will = self._now_s(), self._will

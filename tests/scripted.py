@@ -108,6 +108,7 @@ class Scripted:
         self.now = STATUS
         self.banned = BANS
         self.asked: list[object] = []
+        self.heard = threading.Event()
         self.fault: Exception | None = None
         self.named: tuple[Path, ...] = ()
         self.exports = exports
@@ -147,6 +148,9 @@ class Scripted:
     async def choose(self, mode: str, for_s: float | None) -> str:
         return self._did(("mode", mode, for_s), f"Mode {mode}.")
 
+    async def active(self, idle_s: float | None, metered: bool | None) -> str:
+        return self._did(("active", idle_s, metered), "Noted.")
+
     async def resume(self) -> str:
         return self._did("resume", "Training goes on.")
 
@@ -180,6 +184,7 @@ class Scripted:
         if self.fault is not None:
             raise self.fault
         self.asked.append(what)
+        self.heard.set()
         return said
 
 

@@ -127,6 +127,37 @@ def test_little_disk_holds_in_every_mode_and_is_waited_out(desk: Desk) -> None:
     assert desk.told[-1] == FREE
 
 
+def test_a_metered_network_as_long_as_somebody_says_so(desk: Desk) -> None:
+    metered = Held(("metered",), Haste.STEPS)
+    desk.pauses.active(None, True)
+    assert desk.told == [metered]
+    desk.pauses.active(None, False)
+    desk.later(119)
+    assert desk.told == [metered]
+    desk.later(1)
+    assert desk.told == [metered, FREE]
+    desk.pauses.active(3.0, True)
+    desk.later(899)
+    assert desk.told == [metered, FREE, metered]
+    desk.later(1)
+    desk.later(120)
+    assert desk.told == [metered, FREE, metered, FREE]
+    desk.pauses.amend(replace(desk.config, network=replace(desk.config.network, metered="run")))
+    desk.pauses.active(None, True)
+    assert desk.told[-1] == FREE
+
+
+def test_of_several_desktops_the_latest_input_counts(desk: Desk) -> None:
+    assert desk.pauses.input_s is None
+    desk.pauses.active(60.0, None)
+    desk.pauses.active(300.0, None)
+    desk.pauses.active(None, None)
+    assert desk.pauses.input_s == desk.now_s - 60
+    desk.now_s += 100
+    desk.pauses.active(1.0, None)
+    assert desk.pauses.input_s == desk.now_s - 1
+
+
 def test_what_cannot_be_written_is_in_force_and_said(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(will: Will) -> None:
         raise OSError(28, "No space left on device")

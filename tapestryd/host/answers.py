@@ -15,7 +15,7 @@ from aiohttp import web
 from protocols import TREATY, limits
 from protocols.control import READY, Ban, Certificate, Egress, Peer, Status, Story
 from tapestryd.host.clock import now_ms
-from tapestryd.host.fields import Choice, Doc, Flag, Line, Names, PeerId, Seconds, Span, Target, Text, Whole
+from tapestryd.host.fields import Ago, Choice, Doc, Flag, Line, Maybe, Names, PeerId, Seconds, Span, Target, Text, Whole
 from tapestryd.host.inbox import Inbox
 from tapestryd.host.operator import Operator
 from tapestryd.host.route import Refusal, Route
@@ -147,6 +147,10 @@ class Answers:
             Route("DELETE", "/v1/bans/{peer_id}", "End a ban and forget the peer's faults.", self._unban, SAID, peer),
             Route("POST", "/v1/pause", "Stop training.", self._pause, SAID, body={"for_s": Seconds()}),
             Route("POST", "/v1/finish", "Pause behind the round at hand.", self._finish, SAID),
+            Route(
+                "PUT", "/v1/activity", "What a desktop's session says: of its latest input, and of the network.", self._active,
+                SAID, body={"idle_s": Ago(), "metered": Maybe()},
+            ),
             Route("POST", "/v1/resume", "Train again.", self._resume, SAID),
             Route(
                 "POST", "/v1/mode", "Whether courtesies count: always train, as the policy has it, or never.", self._mode,
@@ -239,6 +243,9 @@ class Answers:
 
     async def _mode(self, mode: str, for_s: float | None) -> Doc:
         return {"said": await self._operator.choose(Mode(mode), for_s)}
+
+    async def _active(self, idle_s: float | None, metered: bool | None) -> Doc:
+        return {"said": await self._operator.active(idle_s, metered)}
 
     async def _resume(self) -> Doc:
         return {"said": await self._operator.resume()}

@@ -149,6 +149,36 @@ class Seconds:
 
 
 @dataclass(frozen=True, slots=True)
+class Ago:
+    """Seconds that have passed, or null: not known."""
+
+    most: int = PAUSE_S
+
+    def read(self, value: Any) -> float | None:
+        if value is None:
+            return None
+        if type(value) not in (int, float) or not 0 <= value <= self.most:
+            raise ValueError(f"must be a number of seconds from 0 to {self.most}, or null")
+        return float(value)
+
+    def schema(self) -> Doc:
+        return {"type": ["number", "null"], "minimum": 0, "maximum": self.most}
+
+
+@dataclass(frozen=True, slots=True)
+class Maybe:
+    """true, false, or null: not known."""
+
+    def read(self, value: Any) -> bool | None:
+        if value is not None and type(value) is not bool:
+            raise ValueError("must be true, false or null")
+        return value
+
+    def schema(self) -> Doc:
+        return {"type": ["boolean", "null"]}
+
+
+@dataclass(frozen=True, slots=True)
 class Choice:
     """One of `known`. A body must have it."""
 

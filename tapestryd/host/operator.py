@@ -40,6 +40,9 @@ class Operator(Protocol):
     async def choose(self, mode: Mode, for_s: float | None) -> str:
         """`for_s` None: until another is chosen."""
 
+    async def active(self, idle_s: float | None, metered: bool | None) -> str:
+        """What a desktop's session says: seconds since the latest input, and of the network; None: not known."""
+
     async def join(self, target: str) -> str:
         """`target`: an invite, or FOUNDED: what lies in the inbox."""
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from tapestryd.host.fields import Choice, Field, Flag, Line, Names, PeerId, Seconds, Span, Target, Text, Whole
+from tapestryd.host.fields import FOUNDED, Ago, Choice, Field, Flag, Line, Maybe, Names, PeerId, Seconds, Span, Target, Text, Whole
 from tests.scripted import PEER
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
@@ -31,6 +31,13 @@ def admits(field: Field, value: Any) -> bool:
 @given(JSON | NUMBERS)
 def test_seconds(value: Any) -> None:
     assert reads(Seconds(3600), value) == admits(Seconds(3600), value)
+
+
+@given(JSON | NUMBERS)
+def test_what_may_not_be_known(value: Any) -> None:
+    for field in (Ago(3600), Maybe()):
+        assert reads(field, value) == admits(field, value)
+        assert field.read(None) is None
 
 
 @given(JSON | NUMBERS)
@@ -78,7 +85,7 @@ def test_names(text: str) -> None:
         (PeerId(), PEER, PEER),
         (Seconds(), None, None),
         (Line(9), None, ""),
-        (Target(), "/a/run.toml", "/a/run.toml"),
+        (Target(), FOUNDED, FOUNDED),
     ],
 )
 def test_what_they_read(field: Field, value: Any, read: Any) -> None:

@@ -1,13 +1,13 @@
 """Each sensor on trees of files as the kernel documents them, on this machine's own, and on trees of nonsense."""
 
-import asyncio
+import ctypes.util
 import json
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tapestryd.host.policy import Gpu, Policy, Readings
-from tapestryd.host.sensors import amd, power, programs, uplink, wall
+from tapestryd.host.sensors import amd, desktop, power, programs, wall
 from tapestryd.host.sensors.load import TICKS, WINDOW_S, Load, cpu_s
 from tapestryd.host.sensors.machine import IDLE_LOOK_S, Machine, Ours
 from tapestryd.host.sensors.power import Power
@@ -164,7 +164,14 @@ def test_the_zone_is_that_of_localtime(tmp_path: Path) -> None:
     assert wall.zone(tmp_path) is UTC
 
 
-# The uplink.
+# The desktop: D-Bus by way of a busctl of ours, which says what the real one says; X11 by a real server.
+
+
+def says(folder: Path, script: str) -> str:
+    program = folder / "busctl"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    return str(program)
 
 
 @pytest.mark.parametrize(
@@ -175,18 +182,72 @@ def test_the_zone_is_that_of_localtime(tmp_path: Path) -> None:
         ("echo 'u 3'", True),
         ("echo 'u 4'", False),
         ("echo 'u 0'", None),
-        ("echo 'Failed to get property: Unit dbus-org.freedesktop.NetworkManager.service not found.' >&2; exit 1", None),
+        ("echo 'u 1'; exit 1", None),
+        ("echo 'Failed to get property Metered: The name is not activatable' >&2; exit 1", None),
     ],
 )
 def test_metered(tmp_path: Path, script: str, found: bool | None) -> None:
-    program = tmp_path / "busctl"
-    program.write_text(f"#!/bin/sh\n{script}\n")
-    program.chmod(0o755)
-    assert asyncio.run(uplink.metered(str(program))) is found
+    assert desktop.metered(says(tmp_path, script)) is found
 
 
-def test_without_busctl_nothing_is_known_of_the_uplink() -> None:
-    assert asyncio.run(uplink.metered("/nonexistent/busctl")) is None
+@pytest.mark.parametrize(("script", "found"), [("echo 't 61234'", 61.234), ("echo 't 0'", 0.0), ("echo 's idle'", None), ("exit 1", None)])
+def test_idle_by_gnome(tmp_path: Path, script: str, found: float | None) -> None:
+    assert desktop.gnome_idle_s(says(tmp_path, script)) == found
+
+
+@pytest.mark.parametrize(
+    ("script", "found"),
+    [
+        ("echo 'b true'; echo 't 1795780700000000'", 100.0),
+        ("echo 'b false'; echo 't 1795780700000000'", 0.0),
+        ("echo 'b false'; echo 't 0'", None),  # nobody has ever given a hint
+        ("echo 'b true'; echo 't 1795780900000000'", 0.0),
+        ("echo 'b true'", None),
+        ("exit 1", None),
+    ],
+)
+def test_idle_by_logind(tmp_path: Path, script: str, found: float | None) -> None:
+    assert desktop.logind_idle_s(1_795_780_800.0, says(tmp_path, script)) == found
+
+
+def test_without_busctl_nothing_is_known() -> None:
+    absent = "/nonexistent/busctl"
+    assert (desktop.metered(absent), desktop.gnome_idle_s(absent), desktop.logind_idle_s(0.0, absent)) == (None, None, None)
+
+
+@pytest.fixture
+def display(tmp_path: Path) -> Iterator[str]:
+    """A real X server without a screen."""
+    program = shutil.which("Xvfb")
+    if program is None or ctypes.util.find_library("Xss") is None or shutil.which("xdotool") is None:
+        pytest.skip("Xvfb, libXss and xdotool are not installed")
+    ours, theirs = os.pipe()
+    words = [program, "-displayfd", str(theirs), "-screen", "0", "320x240x24", "-nolisten", "tcp", "-noreset"]
+    with (tmp_path / "xvfb.log").open("wb") as said, subprocess.Popen(words, pass_fds=(theirs,), stderr=said) as server:
+        os.close(theirs)
+        with os.fdopen(ours) as told:
+            yield f":{told.readline().strip()}"
+        server.terminate()
+
+
+def test_idle_by_x11(display: str) -> None:
+    saver = desktop.ScreenSaver(display)
+    began = time.monotonic()
+    first = saver.idle_s()
+    assert first is not None
+    time.sleep(1.0)
+    later = saver.idle_s()
+    assert later is not None
+    assert later - first == pytest.approx(time.monotonic() - began, abs=0.5)
+    subprocess.run(["xdotool", "mousemove", "10", "10", "key", "a"], check=True, env={"DISPLAY": display, "PATH": os.environ["PATH"]})
+    touched = saver.idle_s()
+    assert touched is not None
+    assert touched < later
+
+
+def test_without_an_x_server_there_is_a_sentence() -> None:
+    with pytest.raises(OSError, match=r"no X server answers on :4711|not installed"):
+        desktop.ScreenSaver(":4711")
 
 
 # GPUs of AMD.
