@@ -26,6 +26,7 @@ EXPORT_S = 3_600.0
 """Making an export copies and hashes the whole model before the first byte of an answer."""
 _DOC_BYTES = 64 << 20
 _PIECE_BYTES = 1 << 20
+_LINE_BYTES = 1 << 24
 
 
 def default_socket(environ: Mapping[str, str]) -> Path:
@@ -76,6 +77,14 @@ class Client:
                 file.flush()
                 os.fsync(file.fileno())
         return sha256.hexdigest()
+
+    def lines(self, method: str, target: str) -> Iterator[str]:
+        """The answer's text, line by line as it comes, for as long as it comes; the daemon is never silent for ANSWER_S."""
+        with self._answer(method, target, None, ANSWER_S) as response:
+            if response.status != 200:
+                _document(response)
+            while line := response.readline(_LINE_BYTES):
+                yield line.decode(errors="replace").rstrip("\r\n")
 
     def put(self, target: str, file: Path) -> None:
         """Send a file's bytes. Raises OSError if it cannot be read."""

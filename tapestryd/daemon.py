@@ -26,7 +26,6 @@ from tapestryd.config import DaemonConfig
 from tapestryd.doorkeeper import Doorkeeper
 from tapestryd.errors import DiskFull, LocalFault, StateFault, Unavailable
 from tapestryd.founding import adopt
-from tapestryd.host import logs
 from tapestryd.host.answers import Answers
 from tapestryd.host.api import Api
 from tapestryd.host.box import interpreter
@@ -35,6 +34,7 @@ from tapestryd.host.dashboard import Dashboard
 from tapestryd.host.fields import FOUNDED
 from tapestryd.host.inbox import Inbox
 from tapestryd.host.keys import Identity, verify
+from tapestryd.host.logs import Logs
 from tapestryd.host.metrics import scraped
 from tapestryd.host.probes import EVERY_S
 from tapestryd.host.store import StateDir
@@ -67,6 +67,7 @@ class Daemon:
         """`load`: reads the configuration as it is now, or raises LocalFault. `method`: who boxed us; `api`: a socket listening at
         api.socket that somebody else has made, and will remove."""
         self._choices = Choices(load)
+        self.logs = Logs()
         config = self.config
         named = [Path(name).parent for name in (config.run.join, config.run.delegation) if name]
         needed = (*interpreter(os.environ), config.node.state_dir, *config.sandbox.read, *named)
@@ -116,6 +117,7 @@ class Daemon:
             await self._scraped.start()
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self._stopping.set)
+            loop.add_signal_handler(signal.SIGUSR1, self.logs.toggle_debug)
             loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(self._heard_hup()))
             says = asyncio.create_task(self._say())
             counts = asyncio.create_task(self._count())
@@ -342,7 +344,7 @@ class Daemon:
 
     async def _heed(self, config: DaemonConfig) -> None:
         """Tell those who do not ask each time."""
-        logs.set_level(config.log.level)
+        self.logs.set(config.log.level)
         self._line.spare_near = config.network.lan_exempt
         self._door.amend(config.trust)
         self._pauses.amend(config)
@@ -420,7 +422,7 @@ def main(load: Callable[[], Loaded[DaemonConfig]], method: str, api: socket | No
 
     async def run() -> None:
         daemon = Daemon(load, Notifier.of(os.environ, os.getpid()), method, api)
-        logs.set_up(daemon.config.log.level, daemon.config.log.format, os.environ, sys.stderr)
+        daemon.logs.start(daemon.config.log.level, daemon.config.log.format, os.environ, sys.stderr)
         await daemon.run()
 
     uvloop.run(run())

@@ -37,7 +37,7 @@ _NODES = ("null", "zero", "full", "random", "urandom")
 _GPU_NODES = ("nvidia*", "nvidia-caps/*", "kfd", "dri/*", "dxg")
 _DRIVERS = tuple(map(Path, ("/sys/bus", "/sys/class", "/sys/devices", "/sys/module")))
 _OF_SERVICES = {"NOTIFY_SOCKET", "WATCHDOG_USEC", "LD_PRELOAD"}
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD)
 _HIGH = 64
 """A descriptor beyond those that a child is to hold."""
 _NO_BOX = 120
@@ -152,7 +152,7 @@ class Warden:
             self._trainer = load_trainer(files_at(self._config.trainer.config), os.environ, {}).config
         command = [sys.executable, "-P", "-m", "tapestryd.host.steward", "--config", str(self._config.trainer.config)]
         box = data_box(self._config, self._trainer) if self._boxed else None
-        environment = environment_of(os.environ)
+        environment = environment_of(os.environ) | self._data_output.journal(os.environ)
         self._steward = start(
             "the data side", box, command, environment, {"trainer": orders}, output=self._data_output, death=signal.SIGTERM
         )  # fmt: skip

@@ -34,6 +34,7 @@ from tapestryd.host.api import Api
 from tapestryd.host.clock import now_ms
 from tapestryd.host.dashboard import Dashboard
 from tapestryd.host.inbox import Inbox
+from tapestryd.host.logs import Logs
 from tapestryd.host.watch import Watch
 
 PEER = "12D3KooWAfPDpPRRRBrmqy9is2zjU5srQ4hKuZitiGmh4NTTpS2d"
@@ -111,6 +112,7 @@ class Scripted:
         self.heard = threading.Event()
         self.fault: Exception | None = None
         self.named: tuple[Path, ...] = ()
+        self.logs = Logs()
         self.exports = exports
         self.watch = Watch(self.status, now_ms)
         self.stories = [replace(STORY, round=number) for number in range(30, 41)]

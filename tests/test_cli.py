@@ -235,7 +235,7 @@ def test_programs_of_their_own_are_handed_on_whole(words: list[str], module: str
     assert handed == [[sys.executable, sys.executable, "-P", "-m", module, "--help", "--name", "x"]]
 
 
-@pytest.mark.parametrize("what", ["joined", "training", "round=40", "round=0"])
+@pytest.mark.parametrize("what", ["ready", "joined", "training", "round=40", "round=0"])
 def test_waiting_for_what_is(served: Served, what: str) -> None:
     done = tapestry(served.socket, "wait", "--for", what)
     assert (done.returncode, done.stdout) == (0, "The daemon is training in tapestry-1b, round 41, height 40.\n")

@@ -6,13 +6,15 @@ from contextlib import suppress
 from protocols.identity import public_key
 from protocols.refusal import Refused
 from tapestryd import screen
-from tapestryd.cli.verbs import Verbs, columns, duration, said, show
+from tapestryd.cli.verbs import Verbs, columns, duration, said, show, watchable, watched
 from tapestryd.client import Client
 from tapestryd.errors import LocalFault
 
 
 def add(verbs: Verbs) -> None:
-    some = verbs.below(verbs.add("peers", peers, "the peers of this run, with their addresses; whom to keep out"))
+    one = verbs.add("peers", peers, "the peers of this run, with their addresses; whom to keep out")
+    watchable(one)
+    some = verbs.below(one)
     one = some.add("ban", ban, "close the door to a peer, whatever it does")
     one.add_argument("peer", metavar="ID", help="a peer id, or the end of one as the tables show it")
     one.add_argument(
@@ -25,7 +27,7 @@ def add(verbs: Verbs) -> None:
 
 
 def peers(options: argparse.Namespace, client: Client) -> int:
-    return show(options, client.ask("GET", "/v1/peers"), lambda found: screen.peers(found["peers"], width=columns()))
+    return watched(options, lambda: client.ask("GET", "/v1/peers"), lambda found: screen.peers(found["peers"], width=columns()))
 
 
 def ban(options: argparse.Namespace, client: Client) -> int:

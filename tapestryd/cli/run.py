@@ -5,7 +5,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from tapestryd import screen
-from tapestryd.cli.verbs import Verbs, columns, said, show
+from tapestryd.cli.verbs import Verbs, columns, said, show, watchable, watched
 from tapestryd.client import Client, export, join
 
 
@@ -17,6 +17,7 @@ def add(verbs: Verbs) -> None:
     runs.add("leave", run_leave, "leave the run; what was learned stays")
     runs.elsewhere("new", "tapestry run new", "found a run")
     one = verbs.add("rounds", rounds, "the latest rounds as this node lived them, newest last")
+    watchable(one)
     one.add_argument("--limit", default="20", metavar="N", help="how many (20)")
     one = verbs.below(one).add("show", rounds_show, "one round in full: who, how much, how long, certified by whom")
     one.add_argument("number", metavar="N", help="the round's number")
@@ -37,8 +38,8 @@ def run_leave(options: argparse.Namespace, client: Client) -> int:
 
 
 def rounds(options: argparse.Namespace, client: Client) -> int:
-    found = client.ask("GET", f"/v1/rounds?limit={quote(options.limit)}")
-    return show(options, found, lambda found: screen.rounds(found["rounds"], width=columns()))
+    target = f"/v1/rounds?limit={quote(options.limit)}"
+    return watched(options, lambda: client.ask("GET", target), lambda found: screen.rounds(found["rounds"], width=columns()))
 
 
 def rounds_show(options: argparse.Namespace, client: Client) -> int:

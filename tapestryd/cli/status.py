@@ -1,7 +1,6 @@
 """`tapestry status`, `wait`, `version`: how this peer is."""
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -9,46 +8,34 @@ from collections.abc import Callable
 from protocols import TREATY
 from protocols.control import SCHEMA, Exit
 from tapestryd import __version__, screen
-from tapestryd.cli.verbs import Verbs, colour, columns, duration, show
+from tapestryd.cli.verbs import Verbs, colour, columns, duration, show, watchable, watched
 from tapestryd.client import Client, Doc
-from tapestryd.errors import LocalFault, NotAllowed, NotRunning
+from tapestryd.errors import LocalFault, NotAllowed
 
 POLL_S = 0.2
 
 
 def add(verbs: Verbs) -> None:
     one = verbs.add("status", status, "is it well, what is it doing, why is it not training")
-    one.add_argument("--watch", nargs="?", const=2.0, type=_seconds, metavar="SECONDS", help="again and again, every 2 seconds or as given")
+    watchable(one)
     one.add_argument("--peers", action=argparse.BooleanOptionalAction, default=None, help="all peers, or none, instead of the first ten")
     one.add_argument("--check", action="store_true", help="exit 5 unless in a run and with nothing to say about health")
-    one = verbs.add("wait", wait, "wait until joined, training, or at least N rounds are committed")
-    one.add_argument("--for", dest="what", type=_what, required=True, metavar="joined|training|round=N")
+    one = verbs.add(
+        "wait", wait, "wait until the daemon answers, is a member of a run, trains, is paused, or at least N rounds are committed"
+    )
+    one.add_argument("--for", dest="what", type=_what, required=True, metavar="ready|joined|training|paused|round=N")
     one.add_argument("--timeout", type=duration, default=300.0, metavar="5m", help="then exit 124, saying the last state (5m)")
     verbs.add("version", version, "the version of this command and of the daemon")
 
 
 def status(options: argparse.Namespace, client: Client) -> int:
     rows = {None: 10, True: 10_000, False: 0}[options.peers]
-
-    def shown() -> str:
-        document = client.ask("GET", "/v1/status")
-        if options.json:
-            return json.dumps(document, ensure_ascii=False, indent=None if options.watch else 2) + "\n"
-        return screen.render(document, width=columns(), colour=colour(options), rows=rows)
-
     if options.watch is not None and options.check:
         raise LocalFault("--check looks once, --watch again and again: give one of the two.")
-    if options.watch is None:
-        print(shown(), end="")
-        return Exit.OK if not options.check or _well(client) else Exit.DEGRADED
-    clear = "\x1b[H\x1b[2J" if sys.stdout.isatty() else ""
-    while True:
-        try:
-            text = shown()
-        except NotRunning as absent:  # it may come back, as in a restart
-            text = f"{absent}\n"
-        print(clear + text, end="", flush=True)
-        time.sleep(options.watch)
+    code = watched(
+        options, lambda: client.ask("GET", "/v1/status"), lambda now: screen.render(now, width=columns(), colour=colour(options), rows=rows)
+    )  # fmt: skip
+    return code if not options.check or _well(client) else Exit.DEGRADED
 
 
 def _well(client: Client) -> bool:
@@ -90,14 +77,12 @@ def _in_short(now: Doc) -> str:
 
 def _what(text: str) -> Callable[[Client, Doc], bool]:
     head, _, height = text.partition("=")
+    if text == "ready":
+        return lambda client, now: True
     if text == "joined":
         return lambda client, now: client.ready()
-    if text == "training":
-        return lambda client, now: now["state"] == "training"
+    if text in ("training", "paused"):
+        return lambda client, now: now["state"] == text
     if head == "round" and height.isascii() and height.isdigit():
         return lambda client, now: now["run"] is not None and now["run"]["height"] >= int(height)
-    raise argparse.ArgumentTypeError(f"{text!r}: must be joined, training or round=N")
-
-
-def _seconds(text: str) -> float:
-    return max(POLL_S, duration(text if text[-1:].isalpha() else text + "s"))
+    raise argparse.ArgumentTypeError(f"{text!r}: must be ready, joined, training, paused or round=N")

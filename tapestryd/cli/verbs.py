@@ -5,11 +5,13 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from protocols.control import Exit
 from tapestryd.client import Client, Doc
+from tapestryd.errors import NotRunning
 from tapestryd.settings import parse_duration
 
 Verb = Callable[[argparse.Namespace, Client], int]
@@ -54,6 +56,31 @@ def common(top: argparse.ArgumentParser) -> argparse.ArgumentParser:
 def show(options: argparse.Namespace, document: Doc, text: Callable[[Doc], str]) -> int:
     print(json.dumps(document, ensure_ascii=False, indent=2) + "\n" if options.json else text(document), end="")
     return Exit.OK
+
+
+def watchable(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--watch", nargs="?", const=2.0, type=_seconds, metavar="SECONDS", help="again and again, every 2 seconds or as given"
+    )
+
+
+def watched(options: argparse.Namespace, ask: Callable[[], Doc], text: Callable[[Doc], str]) -> int:
+    """As `show`, and with --watch again and again, until interrupted: one document a line, or one screen in place of another."""
+    if options.watch is None:
+        return show(options, ask(), text)
+    clear = "\x1b[H\x1b[2J" if sys.stdout.isatty() and not options.json else ""
+    while True:
+        try:
+            document = ask()
+            shown = json.dumps(document, ensure_ascii=False) + "\n" if options.json else text(document)
+        except NotRunning as absent:  # it may come back, as in a restart
+            shown = f"{absent}\n"
+        print(clear + shown, end="", flush=True)
+        time.sleep(options.watch)
+
+
+def _seconds(text: str) -> float:
+    return max(0.2, duration(text if text[-1:].isalpha() else text + "s"))
 
 
 def said(options: argparse.Namespace, answer: Doc) -> int:

@@ -155,7 +155,7 @@ def second() -> None:
         with suppress(ProcessLookupError):
             os.kill(program, number)
 
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, passed_on)
     signal.signal(signal.SIGALRM, lambda number, frame: os._exit(result))
     close_all_but()

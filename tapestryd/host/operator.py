@@ -5,11 +5,15 @@ from pathlib import Path
 from typing import Protocol
 
 from protocols.control import Ban, Certificate, Egress, Reloaded, Setting, Status, Story
+from tapestryd.host.logs import Logs
 from tapestryd.host.will import Mode
 
 
 class Operator(Protocol):
     """Sentences say what changed and until when; a LocalFault says why nothing did."""
+
+    @property
+    def logs(self) -> Logs: ...
 
     def status(self) -> Status: ...
 

@@ -28,12 +28,13 @@ from tapestryd.child import die_with_parent
 from tapestryd.errors import LocalFault
 from tapestryd.host import control_socket, seccomp
 from tapestryd.host.inherited import inherited
+from tapestryd.host.logs import start_trainer
 
 log = logging.getLogger(__name__)
 
 GRACE_S = 20.0
 
-_NAMES = {"PATH", "HOME", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV"}
+_NAMES = {"PATH", "HOME", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "JOURNAL_STREAM"}
 _PREFIXES = (
     "LC_", "PYTHON", "TAPESTRY_TRAINER_", "OMP_", "MKL_", "KMP_", "OPENBLAS_", "CUDA_", "NVIDIA_", "ROCR_", "HIP_", "HSA_",
     "PYTORCH_", "TORCH_", "BNB_",
@@ -131,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--listen", type=Path, metavar="PATH", help="make this socket and listen at it: in a container, where nobody else does"
     )
     chosen = parser.parse_args(argv)
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="trainer: %(message)s")
+    start_trainer(os.environ, sys.stderr)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; what it means is the daemon's to say
     try:
         listening = _made(chosen.listen) if chosen.listen else inherited(os.environ, os.getpid())["trainer"]

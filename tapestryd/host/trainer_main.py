@@ -30,6 +30,7 @@ from tapestryd.errors import ConfigFault, DiskFull, LocalFault, Unavailable
 from tapestryd.host.channel import Channel, Shared, content, share
 from tapestryd.host.clock import now_ms
 from tapestryd.host.datasets import Dataset, admitted
+from tapestryd.host.logs import start_trainer
 from tapestryd.host.probes import Walls
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ def main() -> int:
     parser.add_argument("--config", type=Path, required=True, help="this machine's trainer.toml")
     parser.add_argument("--channel", type=int, required=True, help="descriptor of the socket to the daemon")
     chosen = parser.parse_args()
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="trainer: %(message)s")
+    start_trainer(os.environ, sys.stderr)
     try:
         channel = Channel(socket.socket(fileno=chosen.channel))
     except OSError:

@@ -6,10 +6,14 @@ Asks the Operator and words the answer. Knows nothing of runs and peers, nor of 
 
 from dataclasses import asdict
 
+from protocols import limits
 from protocols.control import Setting
-from tapestryd.host.fields import Doc
+from tapestryd.host import logs
+from tapestryd.host.fields import Choice, Doc, Line, Whole
 from tapestryd.host.operator import Operator
 from tapestryd.host.route import Route
+
+LEVELS = ("error", "warning", "info", "debug")
 
 
 class Upkeep:
@@ -24,6 +28,14 @@ class Upkeep:
                 "POST", "/v1/reload", "Read the configuration again, and take up what can be without a restart.", self._reload,
                 {"said": str, "changed": list[str], "restart": list[str]},
             ),
+            Route(
+                "GET", "/v1/log", "The latest log lines, and which there are.", self._log,
+                {"levels": dict[str, str], "lines": list[logs.Line]}, {"since": Whole(0, limits.INTEGER, 0)},
+            ),
+            Route(
+                "PUT", "/v1/log/level", "Log more of everything, or of one subsystem, or less, until the next start.", self._log_level,
+                {"said": str}, body={"level": Choice(LEVELS), "subsystem": Line(80)},
+            ),
         )  # fmt: skip
 
     async def _config(self) -> Doc:
@@ -31,3 +43,11 @@ class Upkeep:
 
     async def _reload(self) -> Doc:
         return asdict(await self._operator.reload())
+
+    async def _log(self, since: int) -> Doc:
+        held = self._operator.logs
+        return {"levels": held.levels(), "lines": [asdict(line) for line in held.lines(since)]}
+
+    async def _log_level(self, level: str, subsystem: str) -> Doc:
+        self._operator.logs.set(level, subsystem)
+        return {"said": f"The log level{f' of {subsystem}' if subsystem else ''} is {level} until tapestryd is started again."}
