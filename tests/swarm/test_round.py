@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -350,6 +351,45 @@ def test_those_who_cannot_be_dialled_hear_of_one_another(tmp_path: Path) -> None
             entry, _ = able.keeper.store.load_entry(1, verify)  # type: ignore[misc]
             assert set(entry.roster.reducers) == {able.node.peer_id, last.node.peer_id}
             assert all(peer.refused() == {} for peer in found)
+
+    go(work)
+
+
+def test_votes_that_others_tell_of_are_checked_as_any(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with peers(tmp_path, 3, average_ms=30_000) as found:
+            agreed(found, await together(found))
+            here, there = found[0], found[1].node.peer_id
+            meeting = here.averaging._last.meeting  # type: ignore[union-attr]
+            assert meeting is not None
+            signed, vote, parts = meeting.ballots[there]
+            true = {"vote": vote.to_body(), "parts": list(parts), "votes": [[there, signed.signature]]}
+            stranger = CAST[next(peer for peer in CAST if peer not in meeting.roster.members)]
+            elsewhere = Signed.make("vote", replace(vote, roster="00" * 32).to_body(), stranger.peer, stranger.sign)
+            lies = [
+                ({"votes": [[there, signed.signature]] * 4}, Reason.OUT_OF_RANGE),
+                ({"votes": [[there, "00" * 64]]}, Reason.BAD_SIGNATURE),
+                ({"votes": [there]}, Reason.MALFORMED),
+                ({"votes": [[7, signed.signature]]}, Reason.WRONG_TYPE),
+                ({"votes": [[stranger.peer, elsewhere.signature]], "vote": elsewhere.body}, Reason.NOT_A_MEMBER),
+                ({"parts": ["00" * 32] * 3}, Reason.BAD_DIGEST),
+                ({"parts": [7, 8, 9]}, Reason.BAD_DIGEST),
+                ({"more": 1}, Reason.UNKNOWN_FIELD),
+            ]
+            for lie, reason in lies:
+
+                async def answer(*_: object, lie: dict[str, object] = lie, **__: object) -> tuple[object, bytearray]:
+                    return {**true, **lie}, bytearray()
+
+                del meeting.ballots[there]
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr(here.node, "ask", answer)
+                    await here.settlement._hear(meeting, there)
+                assert here.refused() == {reason.value: 1}, lie
+                assert there not in meeting.ballots
+                here.node.refusals.clear()
+                await here.settlement._hear(meeting, there)  # the truth, from the peer itself
+                assert meeting.ballots[there][1] == vote
 
     go(work)
 
