@@ -10,6 +10,7 @@ from tapestryd import __version__, errand
 from tapestryd.config import DaemonConfig
 from tapestryd.errors import LocalFault
 from tapestryd.host import seccomp
+from tapestryd.host.box import shut
 from tapestryd.host.inherited import inherited
 from tapestryd.layers import Loaded, files_at, load_daemon
 
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("The configuration is good.")
             return 0
         if config.sandbox.method in ("systemd", "container") or options.inside:
-            seccomp.ensure(seccomp.NETWORK)
+            shut(seccomp.NETWORK)
             from tapestryd import daemon
 
             daemon.main(load, options.inside or config.sandbox.method, held.get("api"))

@@ -23,7 +23,7 @@ import stat
 import struct
 import sys
 import sysconfig
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,6 +129,14 @@ def enter(box: Box, uid: int, gid: int) -> None:
     except OSError as error:
         where = f" at {error.filename}" if error.filename else ""
         raise NoBox(f"the box cannot be closed ({error.strerror}{where}); {obstacle() or 'use the systemd units'}") from None
+
+
+def shut(families: Sequence[int]) -> None:
+    """What any process can do to itself, on top of what whoever started it has done (systemd, a container's engine): scopes and filter,
+    where this machine has them. Single-threaded processes only. Raises OSError."""
+    _scopes(ctypes.CDLL(None, use_errno=True))
+    if not seccomp.fault():
+        seccomp.load(families)
 
 
 def obstacle() -> str:
@@ -273,12 +281,12 @@ def _for_root_only(folder: str) -> list[Path]:
 
 
 def _powerless(libc: ctypes.CDLL) -> None:
-    """No capability in this user namespace either, and none by executing anything. Raises OSError."""
+    """No capability in this user namespace either, and none to be had there. Raises OSError."""
     capability = 0
     while libc.prctl(_PR_CAPBSET_DROP, ctypes.c_ulong(capability), *[ctypes.c_ulong(0)] * 3) == 0:
         capability += 1
     header, nothing = struct.pack("Ii", _CAPABILITY_VERSION, 0), bytes(24)
-    if libc.capset(header, nothing) or libc.prctl(_PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), *[ctypes.c_ulong(0)] * 3):
+    if libc.capset(header, nothing):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
@@ -287,6 +295,7 @@ def _scopes(libc: ctypes.CDLL) -> None:
     if libc.syscall(_LANDLOCK_CREATE, None, ctypes.c_size_t(0), _LANDLOCK_VERSION) < _SCOPES_ABI:
         return
     wanted = struct.pack("QQQ", 0, 0, _SCOPES)
+    libc.prctl(_PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), *[ctypes.c_ulong(0)] * 3)
     rules = libc.syscall(_LANDLOCK_CREATE, wanted, ctypes.c_size_t(len(wanted)), 0)
     if rules < 0 or libc.syscall(_LANDLOCK_RESTRICT, rules, 0):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))

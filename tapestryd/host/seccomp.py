@@ -92,13 +92,6 @@ def program(machine: str, families: Sequence[int]) -> bytes:
     return b"".join(struct.pack("<HBBI", *line) for line in lines)
 
 
-def ensure(families: Sequence[int]) -> None:
-    """`load`, where there can be one; on top of what whoever started us (systemd, a container's engine) has put on us already. Raises
-    OSError."""
-    if not fault():
-        load(families)
-
-
 def load(families: Sequence[int]) -> None:
     """From now on, for good. Single-threaded processes only. Raises OSError."""
     body = program(platform.machine(), families)

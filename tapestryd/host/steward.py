@@ -26,7 +26,8 @@ from pathlib import Path
 from protocols.trainer import Ended, pack
 from tapestryd.child import die_with_parent
 from tapestryd.errors import LocalFault
-from tapestryd.host import control_socket, seccomp
+from tapestryd.host import control_socket
+from tapestryd.host.box import shut
 from tapestryd.host.inherited import inherited
 from tapestryd.host.logs import start_trainer
 
@@ -136,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; what it means is the daemon's to say
     try:
         listening = _made(chosen.listen) if chosen.listen else inherited(os.environ, os.getpid())["trainer"]
-        seccomp.ensure(())
+        shut(())
     except LocalFault as fault:
         log.error("%s", fault)
         return fault.exit_code

@@ -259,8 +259,8 @@ def limits(brief: Brief) -> str:
 def shared_memory(brief: Brief) -> str:
     """System V"""
     LIBC.shmat.restype = ctypes.c_void_p
-    found = checked(LIBC.shmget(brief["shm"], 16, 0o600))
-    where = LIBC.shmat(found, None, 0)
+    found = checked(LIBC.shmget(brief["shm"], 16, 0o444))
+    where = LIBC.shmat(found, None, 0o10000)
     if where == ctypes.c_void_p(-1).value:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return ctypes.string_at(where, 6).decode()

@@ -1,6 +1,6 @@
 """Both sides in the boxes that the warden makes, with players in their places, and what came of their attacks: a line of JSON.
 
-    python -P boxed.py FOLDER '["filter", …]' '["ip", …]'
+    python -P -m tests.isolation.boxed FOLDER '["filter", …]' '["ip", …]'
 
 Runs as whoever starts it, root or not. The second argument names guards to be left out, so that the attacks can be seen to be real; the
 third the attacks that are wanted, all if it is empty.
@@ -24,6 +24,7 @@ from tapestryd.config import DaemonConfig, TrainerConfig
 from tapestryd.errors import ConfigFault
 from tapestryd.host import box, seccomp
 from tapestryd.layers import files_at, load_daemon, load_trainer
+from tests.isolation.player import asked
 
 HERE = Path(__file__).parent
 _ANSWER_S = 60
@@ -110,18 +111,17 @@ def program(first: int) -> int:
     return int(children[0]) if children else first
 
 
-def asked(path: Path, question: Mapping[str, Any]) -> Any:
+def at(path: Path, question: Mapping[str, Any]) -> Any:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as channel:
         channel.settimeout(_ANSWER_S)
-        channel.connect(str(path))
         channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
-        channel.send(json.dumps(question).encode())
-        return json.loads(channel.recv(1 << 20))
+        channel.connect(str(path))
+        return asked(channel, question)
 
 
 @contextmanager
 def bystander():  # type: ignore[no-untyped-def]
-    command = [sys.executable, "-P", str(HERE / "bystander.py")]
+    command = [sys.executable, "-P", "-m", "tests.isolation.bystander", "/tmp", "/tmp"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         yield json.loads(process.stdout.readline())
@@ -141,14 +141,14 @@ def main() -> int:
         players: dict[str, int] = {}
         try:
             for side, made in boxes(config, trainer).items():
-                command = [sys.executable, "-P", str(HERE / "player.py"), side]
+                command = [sys.executable, "-P", "-m", "tests.isolation.player", side]
                 listed = {"network": warden.network_environment, "data": warden.environment_of}[side](os.environ)
                 output: Any = Output(folder, terminal="terminal" in attacks)
                 with listening(folder / f"{side}.sock") as sock:
                     environment = listed if LISTED else os.environ
                     players[side] = warden.start(side, made, command, environment, {"x": sock}, output=output, death=signal.SIGKILL)
             briefs = briefed(folder, config, trainer, players, found)
-            print(json.dumps({side: asked(folder / f"{side}.sock", brief | {"attacks": attacks}) for side, brief in briefs.items()}))
+            print(json.dumps({side: at(folder / f"{side}.sock", brief | {"attacks": attacks}) for side, brief in briefs.items()}))
         except ConfigFault as fault:
             print(fault, file=sys.stderr)
             return _NO_BOX
@@ -185,7 +185,7 @@ def briefed(
         },
     }  # fmt: skip
     for side, other in (("network", "data"), ("data", "network")):
-        told = asked(folder / f"{other}.sock", {"do": "tell"})
+        told = at(folder / f"{other}.sock", {"do": "tell"})
         pids = dict.fromkeys((program(players[other]), players[other], os.getpid(), found["pid"]))
         own[side] |= common | {"pids": list(pids), "address": told["address"], "secret": told["secret"]}
     return own

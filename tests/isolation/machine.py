@@ -4,12 +4,16 @@ The root is made of this machine's /usr and a new /etc, /var and /run (boot.sh);
 has a network of its own, with nothing in it but loopback.
 """
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 _ENVIRONMENT = ("PATH=/opt/tapestry/bin:/usr/bin:/usr/sbin", "PYTHONPATH=/opt/tapestry/source", "LD_LIBRARY_PATH=/opt/python/lib")
@@ -38,7 +42,7 @@ class Machine:
     """`folder`: an empty one. Running from `start` until `stop`."""
 
     def __init__(self, folder: Path) -> None:
-        self._root = folder / "root"
+        self._root, self._said = folder / "root", folder / "said"
         self._root.mkdir()
         cgroups = _cgroup2()
         assert cgroups is not None
@@ -50,14 +54,14 @@ class Machine:
         flags = ["--fork", "--kill-child", "--pid", "--mount", "--uts", "--ipc", "--net", "--cgroup"]
         python = Path(sys.executable).resolve()
         words = ["sh", str(HERE / "boot.sh"), str(self._root), str(HERE.parents[1]), sys.prefix, str(python)]
-        self._process = subprocess.Popen(
-            ["unshare", *flags, *words],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=self._enter_cgroup,
-        )  # fmt: skip
+        with self._said.open("wb") as said:
+            self._process = subprocess.Popen(
+                ["unshare", *flags, *words], stdin=subprocess.DEVNULL, stdout=said, stderr=said, preexec_fn=self._enter_cgroup
+            )
         try:
             done = None
             for _ in range(300):
-                assert self._process.poll() is None, self._process.stderr and self._process.stderr.read()
+                assert self._process.poll() is None, self._said.read_text()
                 if self._first and Path(f"/proc/{self._first}/comm").read_text() == "systemd\n":
                     done = self.run("systemctl", "is-system-running", "--wait", check=False)
                     if done.stdout.strip() in ("running", "degraded"):
@@ -85,18 +89,39 @@ class Machine:
             except OSError:
                 _pause()
 
-    def run(self, *words: str, check: bool = True, timeout_s: float = 200, give: str | None = None) -> "subprocess.CompletedProcess[str]":
+    def run(self, *words: str, check: bool = True, timeout_s: float = 60, give: str | None = None) -> "subprocess.CompletedProcess[str]":
         """A command in there, as root."""
-        enter = ["nsenter", "--target", str(self._first), "--all", "--root", "--wd", "env", "-i", *_ENVIRONMENT]
-        done = subprocess.run([*enter, *words], capture_output=True, text=True, timeout=timeout_s, check=False, input=give)
+        done = subprocess.run([*self._enter, *words], capture_output=True, text=True, timeout=timeout_s, check=False, input=give)
         assert not check or done.returncode == 0, (words, done.stdout, done.stderr)
         return done
+
+    def popen(self, *words: str) -> "subprocess.Popen[str]":
+        return subprocess.Popen([*self._enter, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def wait_for(self, good: Callable[[dict[str, Any]], bool], timeout_s: float) -> dict[str, Any]:
+        """The first status of the daemon in there that is good."""
+        until = time.monotonic() + timeout_s
+        while time.monotonic() < until:
+            done = self.run("tapestry", "status", "--json", check=False)
+            if done.returncode == 0 and good(status := json.loads(done.stdout)):
+                return dict(status)
+            time.sleep(1)
+        raise AssertionError(f"{done.stdout}{done.stderr}\n{self.journal('tapestryd', 'tapestry-trainer')}")
 
     def write(self, path: str, text: str) -> None:
         self.run("sh", "-c", f"mkdir -p {os.path.dirname(path)} && cat > {path}", give=text)
 
     def journal(self, *units: str) -> str:
         return self.run("journalctl", "--no-pager", "-o", "cat", *[f"--unit={unit}" for unit in units]).stdout
+
+    @property
+    def inside(self) -> Path:
+        """Its root, as it is seen from outside."""
+        return Path(f"/proc/{self._first}/root")
+
+    @property
+    def _enter(self) -> list[str]:
+        return ["nsenter", "--target", str(self._first), "--all", "--root", "--wd", "env", "-i", *_ENVIRONMENT]
 
     @property
     def _first(self) -> int:

@@ -59,14 +59,14 @@ NEVER = {"kernel_programs"}
 
 
 class Arena:
-    """Runs boxed.py as one user, in a folder that this user can read, once for every set of guards left out."""
+    """Runs boxed as one user, in a folder that this user can read, once for every set of guards left out."""
 
     def __init__(self, folder: Path, uid: int) -> None:
         self._folder, self.uid, self._runs = folder, uid, 0
         self._who: dict[str, Any] = {"user": uid, "group": uid, "extra_groups": []} if uid != os.geteuid() else {}
         for package in ("tapestryd", "protocols"):
             shutil.copytree(HERE.parents[1] / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copytree(HERE, folder / "isolation", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(HERE, folder / "tests" / "isolation", ignore=shutil.ignore_patterns("__pycache__"))
         (folder / "tapestryd-0.dist-info").mkdir()
         (folder / "tapestryd-0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: tapestryd\nVersion: 0\n")
         self._python = self._interpreter()
@@ -76,7 +76,7 @@ class Arena:
         folder = self._folder / f"run{self._runs}"
         folder.mkdir()
         os.chown(folder, self.uid, self.uid)
-        command = [self._python, "-P", str(self._folder / "isolation" / "boxed.py"), str(folder), json.dumps(without), json.dumps(attacks)]
+        command = [self._python, "-P", "-m", "tests.isolation.boxed", str(folder), json.dumps(without), json.dumps(attacks)]
         environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(self._folder), "PYTHONDONTWRITEBYTECODE": "1"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False, **self._who)
         if done.returncode == 77:
