@@ -121,7 +121,7 @@ class Answers:
             Route(
                 "GET", "/v1/history", "How numbers went lately: means over `step_s` each, null where there was none.", self._history,
                 {"from_ms": int, "step_s": int, "series": dict[str, list[float | None]]},
-                {"metric": Names(tuple(SERIES)), "range": Span(KEPT_S, 3_600)},
+                {"metric": Names(SERIES), "range": Span(KEPT_S, 3_600)},
             ),
             Route(
                 "GET", "/v1/events", "Changes of state, of health, and stories, as they happen, or from the event `since` on.",

@@ -4,6 +4,7 @@ The check and the OpenAPI document come from the same object, so they cannot dis
 text, fields of bodies read JSON. `read` raises ValueError with what the value must be.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -98,13 +99,13 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """Some of `known`, with commas between them; all of them where a query names none."""
+    """Some of `known`, each with what it is, with commas between them; all of them where a query names none."""
 
-    known: tuple[str, ...]
+    known: Mapping[str, str]
 
     @property
     def default(self) -> tuple[str, ...]:
-        return self.known
+        return tuple(self.known)
 
     def read(self, value: Any) -> tuple[str, ...]:
         names = tuple(dict.fromkeys(str(value).split(",")))
@@ -114,7 +115,8 @@ class Names:
 
     def schema(self) -> Doc:
         one = f"({'|'.join(self.known)})"
-        return {"type": "string", "pattern": f"^{one}(,{one})*$"}
+        says = "; ".join(f"{name}: {what}" for name, what in self.known.items())
+        return {"type": "string", "pattern": f"^{one}(,{one})*$", "description": says}
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,9 +42,8 @@ class Refusal(Exception):
 class Route:
     """`does`: a line for the OpenAPI document. `handler` is called with what `asks` (of path and query) and `body` read, by name,
     and returns the members of the answer; `answer`: the dataclass that has them, or their types by name. `media`, where the answer
-    is no document: the handler is given the request, too, and returns the response. `takes`: the media type of a body that is no document:
-    the handler reads it from the request. `others`: answers beside 200 and those that
-    every route may give."""
+    is no document: the handler is given the request, too, and returns the response. `takes`: the media type of a body that is no
+    document: the handler reads it from the request. `others`: answers beside 200 and those that every route may give."""
 
     method: str
     path: str
