@@ -71,7 +71,7 @@ def stewarded(home: Home) -> Iterator[int]:
         environment = environment_of(os.environ | {"AWS_SECRET_ACCESS_KEY": "x", "OMP_NUM_THREADS": "1"})
         command = [sys.executable, "-P", "-m", "tapestryd.host.steward", "--config", str(home.config)]
         output = Output()
-        child = start("the data side", None, command, environment, listening, "trainer", output=output, death=signal.SIGKILL)
+        child = start("the data side", None, command, environment, {"trainer": listening}, output=output, death=signal.SIGKILL)
     try:
         yield child
     finally:
