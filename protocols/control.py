@@ -374,6 +374,30 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True)
+class Netcheck:
+    """Whether others can dial this node. `verdict`: yes, no, unknown; `says`: a sentence; `fix`: what to do, in order. `reached`:
+    multiaddr that others are told → whether the peer asked last got through. `seen`: where our connections come from, as peers see
+    it. `asked_s`: how long ago a peer last tried; None: none has."""
+
+    verdict: str
+    says: str
+    fix: tuple[str, ...]
+    listen: tuple[str, ...]
+    reached: dict[str, bool]
+    seen: tuple[str, ...]
+    asked_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A peer to look for the run at. `by`: configuration, operator, or invite (and who was seen last); `known`: our DHT node knows it."""
+
+    address: str
+    by: str
+    known: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Reloaded:
     """What came of reading the configuration again. `changed`: keys with other values that are in force now; `restart`: those that
     will be when the daemon is started anew."""

@@ -23,6 +23,7 @@ from protocols.rules import Invite, prefix_of
 from tapestryd import __version__
 from tapestryd.bookkeeper import Bookkeeper
 from tapestryd.config import DaemonConfig
+from tapestryd.contacts import Contacts
 from tapestryd.doorkeeper import Doorkeeper
 from tapestryd.errors import DiskFull, LocalFault, StateFault, Unavailable
 from tapestryd.founding import adopt
@@ -37,7 +38,7 @@ from tapestryd.host.keys import Identity, verify
 from tapestryd.host.logs import Logs
 from tapestryd.host.metrics import scraped
 from tapestryd.host.probes import EVERY_S
-from tapestryd.host.store import StateDir
+from tapestryd.host.state import StateDir
 from tapestryd.host.systemd import Notifier
 from tapestryd.host.watch import Watch
 from tapestryd.host.web import Web
@@ -83,6 +84,7 @@ class Daemon:
             lambda: self.config.network.max_upload_bytes, lambda: self.config.network.max_download_bytes,
             spare_near=config.network.lan_exempt,
         )  # fmt: skip
+        self.contacts: Contacts
         self._state: StateDir
         self._identity: Identity
         self._door: Doorkeeper
@@ -103,6 +105,7 @@ class Daemon:
             self._identity = Identity.load_or_make(self._state.path / "identity.key")
             self._door = Doorkeeper(self.config.trust, self._state, now_ms)
             self._books = Bookkeeper(self._state.path / "egress", now_ms)
+            self.contacts = Contacts(self._state, lambda: self.config, lambda: self.session)
             self._pauses = Pauses(self.config, self._state, lambda: now_ms() / 1000, self._busy, self._hold)
             self._watch = Watch(self.status, now_ms, per_peer=self.config.metrics.per_peer)
             self._inbox = Inbox(self._state.path / "founded", lambda: self.config.storage.min_free_bytes)
@@ -197,7 +200,7 @@ class Daemon:
             if known.run_id == invite.run_id:
                 invite = Invite(invite.run_id, tuple(dict.fromkeys([*invite.peers, *known.peers]))[: limits.ADDRESSES])
         network = self.config.network
-        bootstrap = [peer for peer in dict.fromkeys([*invite.peers, *network.bootstrap]) if not peer.endswith(self._identity.peer_id)]
+        bootstrap = self.contacts.of(invite, self._identity.peer_id)
         await self._books.joining()
         node = await Node.start(
             prefix_of(invite.run_id), self._identity.path, network.listen, network.announce, bootstrap, verify, self._door,
@@ -350,6 +353,7 @@ class Daemon:
         self._pauses.amend(config)
         if self.session is not None:
             self.session.config = config
+            self.contacts.reconsider()
             for peer in config.trust.deny:
                 await self.session.node.disconnect(peer)
 

@@ -12,7 +12,7 @@ from protocols.control import Ban
 from protocols.refusal import Reason
 from tapestryd.config import Trust
 from tapestryd.errors import LocalFault, StateFault
-from tapestryd.host.store import StateDir
+from tapestryd.host.state import StateDir
 from tapestryd.standing import Standing, Trusted
 
 log = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from protocols.weighting import AGGREGATIONS, WEIGHTINGS
 from tapestryd.errors import ConfigFault
 from tapestryd.host.clock import now_ms
 from tapestryd.host.files import write
-from tapestryd.host.store import StateDir
+from tapestryd.host.state import StateDir
 from tapestryd.program import ended, seconds, whole
 
 

@@ -133,18 +133,22 @@ class Neighbours:
         best: tuple[float, int] | None = None
         try:
             for _ in range(3):
-                start, before = time.perf_counter(), now_ms()
-                head, _ = await self._node.ask(peer, "hello", {})
-                rtt = (time.perf_counter() - start) * 1000
-                take(head, {"now_ms": int})
-                skew = head["now_ms"] - round(before + rtt / 2)
-                best = min(best or (rtt, skew), (rtt, skew))
+                found = await self.ping(peer)
+                best = min(best or found, found)
         except Gone as gone:
             log.debug("ping: %s", gone)
         except Refused as refused:
             self._node.refused(refused, "hello", peer)
         if best:
             known.rtt_ms, known.skew_ms = best
+
+    async def ping(self, peer: str) -> tuple[float, int]:
+        """Round trip and clock difference, in ms. Raises Gone, Busy, Refused."""
+        start, before = time.perf_counter(), now_ms()
+        head, _ = await self._node.ask(peer, "hello", {})
+        rtt = (time.perf_counter() - start) * 1000
+        take(head, {"now_ms": int})
+        return rtt, head["now_ms"] - round(before + rtt / 2)
 
     def scout(self, ours: Tip | None) -> None:
         """Ask those who announce a better lineage than `ours` for its certificate: nothing is given up for a mere announcement.

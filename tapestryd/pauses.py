@@ -14,7 +14,7 @@ from protocols.rounds import Haste, Held
 from tapestryd.config import DaemonConfig
 from tapestryd.errors import StateFault
 from tapestryd.host.policy import Hold, Policy, Readings, Reason, Verdict
-from tapestryd.host.store import StateDir
+from tapestryd.host.state import StateDir
 from tapestryd.host.will import Mode, Will
 from tapestryd.screen import duration
 

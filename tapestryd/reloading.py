@@ -15,6 +15,7 @@ from tapestryd.settings import written
 LIVE = frozenset(
     {
         "node.name",
+        "network.bootstrap",
         "network.max_serve",
         "network.max_upload",
         "network.max_download",

@@ -59,6 +59,38 @@ def peers(found: Sequence[Doc], *, width: int) -> str:
     return "\n".join(out) + "\n"
 
 
+def peer(found: Doc, *, width: int) -> str:
+    sections: list[tuple[str, Iterable[str]]] = [
+        ("Peer", [found["peer_id"]]),
+        ("Name", [found["name"]]),
+        ("Member", [found["member"]]),
+        ("State", [found["state"], f"seen {duration(found['seen_s'])} ago", f"version {found['version']}"]),
+        ("Base", [f"height {found['height']}", found["base_digest"], "ours" if found["same_base"] else "not ours"]),
+        ("Way", _way(found)),
+        ("Score", [f"{found['score']:.1f}"]),
+        ("Addresses", found["addrs"] or ["none: it cannot be dialled"]),
+    ]
+    return "\n".join(labelled(sections, width)) + "\n"
+
+
+def _way(found: Doc) -> list[str]:
+    rtt, skew = found["rtt_ms"], found["skew_ms"]
+    return ["not measured"] if rtt is None else [f"{rtt:.1f} ms there and back", *([f"clock {skew:+d} ms"] if skew is not None else [])]
+
+
+def netcheck(found: Doc, *, width: int) -> str:
+    tried = [f"{address} {'reached' if held else 'not reached'}" for address, held in found["reached"].items()]
+    sections: list[tuple[str, Iterable[str]]] = [
+        ("Reachable", [found["verdict"], found["says"]]),
+        *(("To do" if not number else "", [sentence]) for number, sentence in enumerate(found["fix"])),
+        ("Listens", found["listen"]),
+        ("Told", tried),
+        ("Seen from", found["seen"]),
+        ("Tried", [f"{duration(found['asked_s'])} ago"] if found["asked_s"] is not None else []),
+    ]
+    return "\n".join(labelled(sections, width)) + "\n"
+
+
 def bans(found: Sequence[Doc], *, width: int) -> str:
     if not found:
         return "Nobody is banned.\n"

@@ -14,7 +14,9 @@ from protocols.control import (
     Gap,
     Heldout,
     Isolation,
+    Known,
     Moved,
+    Netcheck,
     Network,
     Peer,
     Reconciliation,
@@ -36,6 +38,7 @@ from tapestryd.host.dashboard import Dashboard
 from tapestryd.host.inbox import Inbox
 from tapestryd.host.logs import Logs
 from tapestryd.host.watch import Watch
+from tapestryd.netcheck import judge
 
 PEER = "12D3KooWAfPDpPRRRBrmqy9is2zjU5srQ4hKuZitiGmh4NTTpS2d"
 OTHERS = [PEER[:-4] + end for end in ("nQ8b", "wZZa")]
@@ -113,6 +116,7 @@ class Scripted:
         self.fault: Exception | None = None
         self.named: tuple[Path, ...] = ()
         self.logs = Logs()
+        self.contacts = Acquainted(self)
         self.exports = exports
         self.watch = Watch(self.status, now_ms)
         self.stories = [replace(STORY, round=number) for number in range(30, 41)]
@@ -188,6 +192,36 @@ class Scripted:
         self.asked.append(what)
         self.heard.set()
         return said
+
+
+class Acquainted:
+    """Contacts of a Scripted operator, who remembers what was asked."""
+
+    def __init__(self, operator: Scripted) -> None:
+        self._operator = operator
+        self.checked = judge(("/ip4/0.0.0.0/tcp/31700",), (), {"/ip4/192.168.1.5/tcp/31700": False}, ("/ip4/203.0.113.9/tcp/7",), 2, 3.0)
+
+    def bootstrap(self) -> list[Known]:
+        return [Known(f"/ip4/192.0.2.8/tcp/31700/p2p/{OTHERS[0]}", "configuration", True)]
+
+    async def add(self, address: str) -> str:
+        return self._operator._did(("add", address), "Added.")
+
+    async def remove(self, peer: str) -> str:
+        return self._operator._did(("remove", peer), "Removed.")
+
+    async def reset(self) -> str:
+        return self._operator._did("reset", "Forgotten.")
+
+    async def connect(self, address: str) -> str:
+        return self._operator._did(("connect", address), "Connected.")
+
+    async def ping(self, peer: str) -> tuple[float, int]:
+        self._operator._did(("ping", peer), "")
+        return 31.25, -4
+
+    async def netcheck(self) -> Netcheck:
+        return self.checked
 
 
 class Served:

@@ -15,7 +15,8 @@ import pytest
 
 from protocols.canonical import digest
 from tapestryd import audit
-from tapestryd.host.store import RunStore, StateDir
+from tapestryd.host.state import StateDir
+from tapestryd.host.store import RunStore
 from tests.lineages import PEOPLE, Line
 from tests.people import certified
 from tests.test_keeper import begin

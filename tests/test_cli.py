@@ -22,6 +22,9 @@ COMMAND = [sys.executable, "-W", "error", "-m", "tapestryd.cli"]
 ENVIRON = {"PATH": os.environ["PATH"], "COLUMNS": "80", "PYTHONUTF8": "1"}
 
 
+ADDRESS = f"/ip4/192.0.2.8/tcp/31700/p2p/{OTHERS[0]}"
+
+
 def tapestry(path: Path, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
     """The command's result. Whatever happens, no traceback and nothing on both channels."""
     environment = ENVIRON | {"TAPESTRY_SOCKET": str(path)} | environ
@@ -87,6 +90,11 @@ def test_changes_say_what_changed(served: Served, tmp_path: Path) -> None:
         (["peers", "ban", "nQ8b"], ("ban", OTHERS[0], None, "")),
         (["peers", "ban", "12D3…nQ8b"], ("ban", OTHERS[0], None, "")),
         (["peers", "unban", "…mQ8b"], ("unban", BANS[1].peer_id)),
+        (["peers", "connect", ADDRESS], ("connect", ADDRESS)),
+        (["bootstrap", "add", ADDRESS], ("add", ADDRESS)),
+        (["bootstrap", "rm", ADDRESS], ("remove", OTHERS[0])),
+        (["bootstrap", "rm", OTHERS[0]], ("remove", OTHERS[0])),
+        (["bootstrap", "reset"], "reset"),
         (["reload"], "reload"),
         (["shutdown"], "shutdown"),
     ):
@@ -105,6 +113,34 @@ def test_the_dashboards_link(served: Served) -> None:
     other = json.loads(tapestry(served.socket, "dashboard", "--json").stdout)["url"]
     assert other.startswith(served.dashboard.web.url)
     assert other != url
+
+
+def test_one_peer_and_the_way_to_it(served: Served) -> None:
+    shown = tapestry(served.socket, "peers", "show", "nQ8b").stdout
+    assert shown.startswith(f"Peer       {OTHERS[0]}\n")
+    assert "31.2 ms there and back   clock +4 ms" in shown
+    assert json.loads(tapestry(served.socket, "peers", "show", "nQ8b", "--json").stdout)["name"] == "ornl"
+    assert tapestry(served.socket, "peers", "show", BANS[1].peer_id).returncode == 1
+    done = tapestry(served.socket, "peers", "ping", "nQ8b", "-c", "2")
+    assert done.stdout == "12D3…nQ8b: 31.2 ms, clock -4 ms\n" * 2
+    assert json.loads(tapestry(served.socket, "peers", "ping", "nQ8b", "-c", "1", "--json").stdout)["rtt_ms"] == [31.25]
+    for address in ("nonsense", "/ip4/192.0.2.8/tcp/31700", "/ip4/192.0.2.8/tcp/31700/p2p/12D3"):
+        done = tapestry(served.socket, "peers", "connect", address)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "must be" in done.stderr or "is no" in done.stderr
+
+
+def test_whom_to_begin_with(served: Served) -> None:
+    assert tapestry(served.socket, "bootstrap", "list").stdout.splitlines()[1] == f"configuration  known  {ADDRESS}"
+    assert json.loads(tapestry(served.socket, "bootstrap", "list", "--json").stdout)["peers"][0]["known"] is True
+
+
+def test_whether_others_can_dial(served: Served) -> None:
+    done = tapestry(served.socket, "netcheck")
+    assert done.returncode == 0
+    assert done.stdout.startswith("Reachable  no\n")
+    assert "/ip4/192.168.1.5/tcp/31700 not reached" in done.stdout
+    assert json.loads(tapestry(served.socket, "netcheck", "--json").stdout)["verdict"] == "no"
 
 
 def test_bans_and_whom_an_end_of_an_id_means(served: Served) -> None:

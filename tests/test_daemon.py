@@ -6,8 +6,8 @@ import pytest
 
 from protocols.rules import Invite
 from tapestryd.daemon import Daemon
-from tapestryd.host import store
-from tapestryd.host.store import StateDir
+from tapestryd.host import files
+from tapestryd.host.state import StateDir
 from tapestryd.host.systemd import Notifier
 from tapestryd.layers import load_daemon
 from tests.people import CAST, RUN
@@ -24,7 +24,7 @@ def test_a_full_disk_costs_the_peers_last_seen_and_not_the_session(tmp_path: Pat
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(store.os, "fsync", full)
+        patch.setattr(files.os, "fsync", full)
         daemon._keep_peers([NEW])
     assert Invite.parse(daemon._state.current) == Invite(RUN, (OLD,))
     daemon._keep_peers([NEW])

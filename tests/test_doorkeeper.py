@@ -11,7 +11,7 @@ from protocols.refusal import Reason
 from tapestryd.config import Trust
 from tapestryd.doorkeeper import Doorkeeper
 from tapestryd.errors import LocalFault
-from tapestryd.host.store import StateDir
+from tapestryd.host.state import StateDir
 from tests.host.test_store import file_size_limit
 from tests.people import CAST
 from tests.swarm.rooms import go

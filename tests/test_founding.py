@@ -9,7 +9,7 @@ import pytest
 from protocols.rules import Averaging, Codec, RunRules
 from tapestryd.errors import ConfigFault
 from tapestryd.founding import adopt, found, main, parser
-from tapestryd.host.store import StateDir
+from tapestryd.host.state import StateDir
 from tests.living import CONFIG
 
 

@@ -10,7 +10,7 @@ import pytest
 from protocols.rounds import Haste, Held
 from tapestryd.config import DaemonConfig, Node, Storage
 from tapestryd.errors import StateFault
-from tapestryd.host.store import StateDir
+from tapestryd.host.state import StateDir
 from tapestryd.host.will import Mode, Will
 from tapestryd.pauses import Pauses
 

@@ -18,6 +18,7 @@ from tapestryd.host.clock import now_ms
 from tapestryd.host.fields import Ago, Choice, Doc, Flag, Line, Maybe, Names, PeerId, Seconds, Span, Target, Text, Whole
 from tapestryd.host.inbox import Inbox
 from tapestryd.host.operator import Operator
+from tapestryd.host.peering import Peering
 from tapestryd.host.route import Refusal, Route
 from tapestryd.host.trends import KEPT_S, SERIES
 from tapestryd.host.upkeep import Upkeep
@@ -83,7 +84,7 @@ class Answers:
         self._export: Export | None = None
         self._exporting = asyncio.Lock()
         reads, changes = self._reads(), self._changes()
-        self.routes = (*reads, *changes, *Upkeep(operator).routes)
+        self.routes = (*reads, *changes, *Upkeep(operator).routes, *Peering(operator.contacts).routes)
         self.metrics = next(route for route in reads if route.path == "/metrics")
         self.page = (*reads, *(route for route in changes if route.path in _PAGE))
         """What the dashboard may ask; changes, with a token."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from protocols.identity import public_key
+from protocols.records import is_address
 from protocols.refusal import Refused
 from tapestryd.settings import parse_duration
 
@@ -227,3 +228,17 @@ class Target:
 
     def schema(self) -> Doc:
         return {"type": "string", "pattern": f"^(tapestry:.*|{FOUNDED})$"}
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a peer can be dialled, and which one. A body must have it."""
+
+    def read(self, value: Any) -> str:
+        if not isinstance(value, str) or not is_address(value.partition("/p2p/")[0]):
+            raise ValueError("must be a multiaddr with a peer id; write it like /ip4/192.0.2.7/tcp/31700/p2p/12D3…")
+        PeerId().read(value.partition("/p2p/")[2])
+        return value
+
+    def schema(self) -> Doc:
+        return {"type": "string", "pattern": "^/.+/p2p/12D3KooW[1-9A-HJ-NP-Za-km-z]{44}$"}

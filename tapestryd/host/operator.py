@@ -6,6 +6,7 @@ from typing import Protocol
 
 from protocols.control import Ban, Certificate, Egress, Reloaded, Setting, Status, Story
 from tapestryd.host.logs import Logs
+from tapestryd.host.peering import Contacts
 from tapestryd.host.will import Mode
 
 
@@ -14,6 +15,9 @@ class Operator(Protocol):
 
     @property
     def logs(self) -> Logs: ...
+
+    @property
+    def contacts(self) -> Contacts: ...
 
     def status(self) -> Status: ...
 

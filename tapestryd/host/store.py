@@ -1,29 +1,19 @@
-"""The state directory: one daemon's files. Written temp, fsync, rename; a newer schema is refused, never guessed at.
+"""What is kept of one run: rules, stories, log and snapshots. Written temp, fsync, rename.
 
-    state_dir/
-    ├── lock                    one daemon at a time
-    ├── schema                  "1"
-    ├── identity.key            0400
-    ├── current                 the joined run, as an invite
-    ├── witness.json            where the trainer's ledger was, by witness.py
-    ├── bans.json               peers banned for a time, by their faults or by the operator
-    ├── egress/                 what was sent and received (host/tallies.py)
-    ├── will.json               what the operator asked for: a pause, a finish, a mode
-    └── runs/<run_id>/
-        ├── rules.json          canonical run rules
-        ├── tokenizer.json      if the rules name one
-        ├── epochs.json         in roster mode: the greatest epoch seen of each Member
-        ├── rounds.jsonl        what this node lived through, one story a line
-        ├── proofs/             equivocations: two signed statements of which only one can be true, a pair a file
-        ├── log/0000000012.entry
-        ├── snapshots/0000000008.{json,base}
-        ├── <base>.part         a snapshot on its way
-        ├── incoming/           what is about to take the place of our lineage; gone at the next start
-        └── superseded-N/       log and snapshots of a lineage that ours was replaced by
+    state_dir/runs/<run_id>/
+    ├── rules.json          canonical run rules
+    ├── tokenizer.json      if the rules name one
+    ├── epochs.json         in roster mode: the greatest epoch seen of each Member
+    ├── rounds.jsonl        what this node lived through, one story a line
+    ├── proofs/             equivocations: two signed statements of which only one can be true, a pair a file
+    ├── log/0000000012.entry
+    ├── snapshots/0000000008.{json,base}
+    ├── <base>.part         a snapshot on its way
+    ├── incoming/           what is about to take the place of our lineage; gone at the next start
+    └── superseded-N/       log and snapshots of a lineage that ours was replaced by
 Knows files and digests; nothing of peers, rounds or tensors beyond bytes.
 """
 
-import fcntl
 import json
 import logging
 import os
@@ -34,11 +24,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO
 
 from protocols import limits
-from protocols.canonical import Signed, Verify, dumps, take
-from protocols.control import Ban, Story
+from protocols.canonical import Signed, Verify, dumps
+from protocols.control import Story
 from protocols.layout import Layout
 from protocols.lineage import Entry, Snapshot
 from protocols.membership import Epochs
@@ -47,11 +36,9 @@ from protocols.rules import RunRules
 from tapestryd.errors import DiskFull, StateFault
 from tapestryd.host.download import Download
 from tapestryd.host.files import Move, move_all, saying_disk_full, set_aside, sync, write
-from tapestryd.host.will import Will
 
 log = logging.getLogger(__name__)
 
-SCHEMA = "1"
 STORIES = 500
 PROOFS = 256
 
@@ -60,84 +47,6 @@ _HELD = 2
 """A snapshot that somebody fetched from less than _HOLD_S ago is kept beyond its time; at most so many of them, whoever asks."""
 
 _SUPERSEDED = 2
-
-
-class StateDir:
-    """Holds the lock until `close`."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock: IO[str] = (path / "lock").open("a+")
-        except OSError as error:
-            raise StateFault(f"node.state_dir = {path}: {error.strerror}; choose a folder that the daemon's user may write") from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            raise StateFault(f"node.state_dir = {path}: another tapestryd runs on it; stop that one or choose another folder") from None
-        schema = path / "schema"
-        found = schema.read_text(errors="replace").strip() if schema.exists() else SCHEMA
-        if found != SCHEMA:
-            self._lock.close()
-            raise StateFault(
-                f"{schema}: schema {found!r}, this version knows {SCHEMA!r}; upgrade tapestryd, or move {path} away to start anew"
-            )
-        if not schema.exists():
-            write(schema, SCHEMA.encode())
-
-    def close(self) -> None:
-        self._lock.close()
-
-    @property
-    def current(self) -> str:
-        """The joined run as an invite, or ""."""
-        path = self.path / "current"
-        return path.read_text(errors="replace").strip() if path.exists() else ""
-
-    @current.setter
-    def current(self, invite: str) -> None:
-        if invite:
-            write(self.path / "current", invite.encode())
-        else:
-            (self.path / "current").unlink(missing_ok=True)
-
-    def bans(self) -> tuple[Ban, ...]:
-        """As they were kept; a damaged file is set aside, and nobody is banned."""
-        path = self.path / "bans.json"
-        if not path.exists():
-            return ()
-        try:
-            listed = json.loads(path.read_bytes())
-            for raw in listed:
-                take(raw, {"peer_id": str, "by": str, "reason": str, "until_ms": int})
-                if not 0 <= raw["until_ms"] <= limits.INTEGER:
-                    raise ValueError(f"until_ms = {raw['until_ms']}")
-            return tuple(Ban(**raw) for raw in listed)
-        except (ValueError, TypeError, RecursionError, Refused) as error:
-            set_aside(path, str(error))
-            return ()
-
-    def keep_bans(self, bans: Sequence[Ban]) -> None:
-        write(self.path / "bans.json", json.dumps([asdict(ban) for ban in bans], indent=1).encode())
-
-    def will(self) -> Will:
-        """As it was kept; a damaged file is set aside, and nothing was asked for."""
-        path = self.path / "will.json"
-        try:
-            return Will.from_json(json.loads(path.read_bytes()))
-        except FileNotFoundError:
-            return Will()
-        except (ValueError, RecursionError) as error:
-            set_aside(path, str(error))
-            return Will()
-
-    def keep_will(self, will: Will) -> None:
-        write(self.path / "will.json", json.dumps(will.to_json()).encode())
-
-    def run(self, run_id: str) -> "RunStore":
-        return RunStore(self.path / "runs" / run_id, run_id)
 
 
 class RunStore:

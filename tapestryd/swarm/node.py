@@ -38,6 +38,7 @@ _STREAMS_A_PEER = 32
 """Streams that one peer may have open to us at once; an honest one needs a few a round and a few to catch up."""
 
 _ASK_AGAIN_S = 10.0
+_GREET_S = 3.0
 
 _DHT_S = 15.0
 _CONNECTIONS_S = 1.0
@@ -175,9 +176,16 @@ class Node:
         entries = list(found.value.items())[: limits.RECORDS]
         return {peer: entry.value for peer, entry in entries if isinstance(peer, str) and peer != self.peer_id}
 
+    def acquainted(self) -> set[str]:
+        """Whom our DHT node knows."""
+        return {peer.to_base58() for peer in self._dht.protocol.routing_table.peer_id_to_uid}
+
+    def seek(self, bootstrap: Sequence[str]) -> None:
+        """Look for the run at these peers from now on."""
+        self._bootstrap = {_peer_of(address): address for address in bootstrap}
+
     async def _meet(self) -> None:
-        known = {peer.to_base58() for peer in self._dht.protocol.routing_table.peer_id_to_uid}
-        now = time.monotonic()
+        known, now = self.acquainted(), time.monotonic()
         due = [
             peer
             for peer in self._bootstrap
@@ -187,17 +195,24 @@ class Node:
             and now - self._asked.get(peer, -_ASK_AGAIN_S) >= _ASK_AGAIN_S
         ]
         self._asked.update(dict.fromkeys(due, now))
-        await asyncio.gather(*map(self._greet, due))
+        await asyncio.gather(*(self._greet(self._bootstrap[peer]) for peer in due))
 
-    async def _greet(self, peer: str) -> None:
-        address = self._bootstrap[peer]
+    async def _greet(self, address: str) -> None:
+        try:
+            await self.greet(address)
+        except Gone as gone:
+            log.info("bootstrap peer %s does not answer: %s", address, gone)
+
+    async def greet(self, address: str) -> None:
+        """Dial a peer and make our DHT nodes known to one another. Raises Gone."""
+        peer = _peer_of(address)
         self._hints.setdefault(peer, [address.rpartition("/p2p/")[0]])
         try:
-            async with asyncio.timeout(3):
+            async with asyncio.timeout(_GREET_S):
                 await self._connect(peer)
                 await self._dht.protocol.call_ping(PeerID.from_base58(peer), strict=False)
-        except (Gone, TimeoutError) as error:
-            log.info("bootstrap peer %s does not answer: %s", address, error or "no answer in 3 s")
+        except TimeoutError:
+            raise Gone(f"no answer in {_GREET_S:.0f} s") from None
 
     def hint(self, addresses: Mapping[str, Sequence[str]]) -> None:
         """Where each peer says it can be dialled; replaces what was said before."""

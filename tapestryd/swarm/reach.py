@@ -6,6 +6,8 @@ connection and speaks the first words of multistream-select, which every libp2p 
 
 import asyncio
 import logging
+import math
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -14,7 +16,7 @@ from multiaddr import Multiaddr
 from multiaddr.exceptions import Error as AddressError
 
 from protocols import limits
-from protocols.canonical import take
+from protocols.canonical import Json, take
 from protocols.records import is_address
 from protocols.refusal import Reason, Refused
 from tapestryd.swarm.node import Node
@@ -30,10 +32,14 @@ _PEERS = 3
 
 
 class Reach:
-    """`reachable`: None until somebody has tried."""
+    """`reachable`: None until somebody has tried. `reached`: of the latest that were tried, which others get through to. `seen`: peer →
+    where our connection to it comes from, as it sees it; behind a router that is the router. `asked_s`: monotonic, of the latest answer."""
 
     def __init__(self, node: Node) -> None:
         self.reachable: bool | None = None
+        self.reached: dict[str, bool] = {}
+        self.seen: dict[str, str] = {}
+        self.asked_s = -math.inf
         self._node = node
         self._served: dict[str, float] = {}
 
@@ -51,7 +57,8 @@ class Reach:
             raise Refused(Reason.TOO_SOON, f"asked again within {_ASKED_S:.0f} s")
         self._served[stream.peer] = now
         tried = await asyncio.gather(*(_answers(address, partial(self._moved, stream.peer)) for address in head["addrs"]))
-        await stream.send({"reachable": any(tried)})
+        come_from = [address for address, peer in (await self._node.connections()).items() if peer == stream.peer]
+        await stream.send({"reached": list(tried), "seen": next(map(_written, come_from), "")})
 
     def _moved(self, peer: str, sent: int, received: int) -> None:
         """Our own sockets are no streams, but bytes they are."""
@@ -59,22 +66,39 @@ class Reach:
         self._node.meter.receives(received, "dialback", peer, asks=False)
 
     async def ask(self, peers: Sequence[str], addresses: Sequence[str]) -> None:
-        """Find out by a few of `peers` whether we can be dialled at one of `addresses`: one that gets through is enough; with no
-        answer at all we know what we knew."""
+        """Find out by a few of `peers` whether we can be dialled at `addresses`: one that gets through is enough; with no answer at
+        all we know what we knew."""
         for peer in peers[:_PEERS]:
             try:
                 head, _ = await self._node.ask(peer, "dialback", {"addrs": list(addresses)})
-                take(head, {"reachable": bool})
+                reached, seen = _parsed(head, len(addresses))
             except (Gone, Refused) as error:
                 if isinstance(error, Refused):
                     self._node.refused(error, "dialback", peer)
                 log.debug("dialback by %s: %s", peer[-6:], error)
                 continue
-            if self.reachable != head["reachable"]:
-                log.info("others can%s dial us, says %s", "" if head["reachable"] else "not", peer[-6:])
-            self.reachable = head["reachable"]
+            if self.reachable != any(reached):
+                log.info("others can%s dial us, says %s", "" if any(reached) else "not", peer[-6:])
+            self.reachable, self.reached = any(reached), dict(zip(addresses, reached, strict=True))
+            self.seen[peer] = seen
+            self.asked_s = time.monotonic()
             if self.reachable:
                 return
+
+
+def _parsed(head: Json, count: int) -> tuple[list[bool], str]:
+    """Raises Refused."""
+    take(head, {"reached": list, "seen": str})
+    if len(head["reached"]) != count or not all(type(one) is bool for one in head["reached"]):
+        raise Refused(Reason.OUT_OF_RANGE, "an answer for each address")
+    if head["seen"] and not is_address(head["seen"]):
+        raise Refused(Reason.OUT_OF_RANGE, "seen")
+    return head["reached"], head["seen"]
+
+
+def _written(end: tuple[str, int]) -> str:
+    host, port = end
+    return f"/{'ip6' if ':' in host else 'ip4'}/{host}/tcp/{port}"
 
 
 async def _answers(address: str, moved: Callable[[int, int], None]) -> bool:

@@ -49,7 +49,8 @@ from tapestryd.host.datasets import RECORD, record
 from tapestryd.host.inbox import Inbox
 from tapestryd.host.manifest import Manifest, parse, written
 from tapestryd.host.route import finite
-from tapestryd.host.store import RunStore, StateDir
+from tapestryd.host.state import StateDir
+from tapestryd.host.store import RunStore
 from tapestryd.host.trainer_main import _end
 from tapestryd.layers import files_at, load_daemon, load_trainer
 from tapestryd.training.exclusion import Exclusion

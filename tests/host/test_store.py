@@ -22,7 +22,8 @@ from tapestryd.errors import DiskFull, StateFault
 from tapestryd.host import store as store_module
 from tapestryd.host.download import Download
 from tapestryd.host.files import saying_disk_full, set_aside, write
-from tapestryd.host.store import RunStore, StateDir
+from tapestryd.host.state import StateDir
+from tapestryd.host.store import RunStore
 from tests.lineages import Line
 from tests.people import RULES, RUN, verify
 
@@ -150,7 +151,7 @@ def test_one_daemon_at_a_time(tmp_path: Path) -> None:
 
 
 def test_a_killed_daemon_leaves_no_lock(tmp_path: Path) -> None:
-    code = "import sys, pathlib, tapestryd.host.store as s; d = s.StateDir(pathlib.Path(sys.argv[1])); print('held', flush=True); input()"
+    code = "import sys, pathlib, tapestryd.host.state as s; d = s.StateDir(pathlib.Path(sys.argv[1])); print('held', flush=True); input()"
     child = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert child.stdin is not None
     assert child.stdout is not None

@@ -13,7 +13,7 @@ from protocols.records import Presence
 from protocols.refusal import Declined, Reason, Refused
 from tapestryd.config import Trust
 from tapestryd.doorkeeper import Doorkeeper
-from tapestryd.host.store import StateDir
+from tapestryd.host.state import StateDir
 from tapestryd.neighbours import Neighbours
 from tapestryd.swarm import streams as streams_module
 from tapestryd.swarm.lineage import Fetcher

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from protocols.refusal import Reason, Refused
+from tapestryd.swarm import reach
 from tapestryd.swarm.reach import Reach
 from tests.swarm.rooms import go, nodes
 
@@ -40,6 +41,8 @@ def test_who_can_be_dialled_finds_out(tmp_path: Path) -> None:
             theirs._served.clear()
             await mine.ask(["12D3KooWJnQhDnQTWYymsGmPtFgEM3aiZoXCf44aD2qVERBBvyw6", two.peer_id], addresses)
             assert mine.reachable is True
+            assert mine.reached == dict.fromkeys(addresses, True)
+            assert mine.seen[two.peer_id].startswith("/ip4/127.0.0.1/tcp/")
 
     go(work)
 
@@ -71,3 +74,18 @@ def test_what_is_no_libp2p_listener_does_not_count(tmp_path: Path, words: bytes)
             server.close()
 
     go(work)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ({"reachable": True}, Reason.UNKNOWN_FIELD), ({"reached": [True]}, Reason.MALFORMED),
+        ({"reached": True, "seen": ""}, Reason.WRONG_TYPE), ({"reached": [], "seen": ""}, Reason.OUT_OF_RANGE),
+        ({"reached": [1], "seen": ""}, Reason.OUT_OF_RANGE), ({"reached": [True, True], "seen": ""}, Reason.OUT_OF_RANGE),
+        ({"reached": [True], "seen": "x\x1b"}, Reason.OUT_OF_RANGE),
+    ],
+)  # fmt: skip
+def test_answers_that_are_none(answer: dict[str, object], reason: Reason) -> None:
+    with pytest.raises(Refused) as refused:
+        reach._parsed(answer, 1)
+    assert refused.value.reason is reason
