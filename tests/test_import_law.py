@@ -44,7 +44,7 @@ ROOMS = {
     "tapestryd.cli": {"protocols", "tapestryd.cli", "tapestryd.errors", "tapestryd.client", "tapestryd.screen", "tapestryd.settings",
                       "tapestryd.config", "tapestryd.editing", "tapestryd.layers", "tapestryd.profiles", "tapestryd.program",
                       "tapestryd.reloading", "tapestryd.host.files", "tapestryd.host.clock", "tapestryd.host.hours",
-                      "tapestryd.host.sensors.wall",
+                      "tapestryd.host.sensors.wall", "tapestryd.host.box",
                       "tapestryd.__version__"},
 }  # fmt: skip
 """What a room may import beside the standard library. Rooms that are not named (the daemon and what it is made of) may import all."""

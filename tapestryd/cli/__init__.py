@@ -10,7 +10,7 @@ import os
 import sys
 
 from tapestryd import __version__
-from tapestryd.cli import config, log, orders, peers, run, status
+from tapestryd.cli import config, doctor, log, orders, peers, run, status
 from tapestryd.cli.verbs import Verbs, common
 from tapestryd.client import Client, default_socket
 from tapestryd.errors import LocalFault
@@ -24,7 +24,7 @@ _PROGRAMS = {
     ("data",): "tapestryd.declaring",
 }
 """Verbs that are programs of their own: they import torch or cryptography, or read the data."""
-EXITS = """exit codes: 0 done, 1 failed, 2 usage, 3 no daemon answers, 4 not permitted, 5 degraded (status --check),
+EXITS = """exit codes: 0 done, 1 failed, 2 usage, 3 no daemon answers, 4 not permitted, 5 degraded (status --check, doctor),
 124 wait timed out, 130 interrupted"""
 
 
@@ -49,7 +49,7 @@ def _asked(options: argparse.Namespace) -> int:
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="tapestry", description="Ask and direct this machine's tapestryd.", epilog=EXITS, allow_abbrev=False)
     verbs = Verbs(top, common(top))
-    for noun in (status, peers, run, orders, log, config):
+    for noun in (status, peers, run, orders, log, config, doctor):
         noun.add(verbs)
     verbs.elsewhere("lineage", "tapestry lineage", "prove a base from files, offline")
     verbs.elsewhere("audit", "tapestry audit", "what left this machine, and that nobody changed the ledger of it")

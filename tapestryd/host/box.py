@@ -139,6 +139,34 @@ def shut(families: Sequence[int]) -> None:
         seccomp.load(families)
 
 
+def trouble() -> str:
+    """Why no box can be made here, by making one; "" if one was. Single-threaded processes only."""
+    box, uid, gid = Box(tuple(map(Path, _SYSTEM)), (), (), (), (), alone=True), os.getuid(), os.getgid()
+    told, tell = os.pipe2(os.O_CLOEXEC)
+    with os.fdopen(told, "rb") as pipe:
+        try:
+            child = fork(box)
+        except NoBox as fault:
+            os.close(tell)
+            return str(fault)
+        if child == 0:
+            try:
+                enter(box, uid, gid)
+            except BaseException as fault:
+                os.write(tell, str(fault).encode()[:4000])
+            finally:
+                os._exit(0)
+        os.close(tell)
+        os.waitpid(child, 0)
+        return pipe.read().decode(errors="replace")
+
+
+def scoped() -> bool:
+    """Whether this kernel has Landlock's scopes."""
+    abi: int = ctypes.CDLL(None).syscall(_LANDLOCK_CREATE, None, ctypes.c_size_t(0), _LANDLOCK_VERSION)
+    return abi >= _SCOPES_ABI
+
+
 def obstacle() -> str:
     """What the administrator of this machine has set against user namespaces, and the way on; "" if nothing is known."""
     for name, refuses in (
@@ -292,7 +320,7 @@ def _powerless(libc: ctypes.CDLL) -> None:
 
 def _scopes(libc: ctypes.CDLL) -> None:
     """Landlock's scopes, where this kernel has them (6.12). What else Landlock can do, the root does already."""
-    if libc.syscall(_LANDLOCK_CREATE, None, ctypes.c_size_t(0), _LANDLOCK_VERSION) < _SCOPES_ABI:
+    if not scoped():
         return
     wanted = struct.pack("QQQ", 0, 0, _SCOPES)
     libc.prctl(_PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), *[ctypes.c_ulong(0)] * 3)

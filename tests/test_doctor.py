@@ -1,0 +1,62 @@
+"""`tapestry doctor`: what it finds with a daemon and without, and that each finding names its way out."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from protocols.trainer import Check
+from tapestryd.cli import walls
+from tapestryd.cli.finding import GOOD, UNKNOWN, WARNING
+from tapestryd.host import probes
+from tests.scripted import Served
+from tests.test_cli import tapestry
+
+
+def checks(**verdicts: str) -> dict[str, str]:
+    names = [*(f"data.{check.name.lower()}" for check in Check), *(f"network.{name}" for name in probes.network_side(Path("/x"), []))]
+    return dict.fromkeys(names, "held") | {name.replace("_", ".", 1): verdict for name, verdict in verdicts.items()}
+
+
+def test_every_check_is_known_and_has_a_fix() -> None:
+    assert set(checks()) == set(walls._SAYS)
+    found = walls.of_daemon({"method": "systemd", "checks": dict.fromkeys(checks(), "open")})
+    assert all(finding.fix for finding in found if finding.verdict == WARNING)
+    assert len([finding for finding in found if finding.verdict == WARNING]) == len(checks())
+
+
+@pytest.mark.parametrize(
+    ("isolation", "verdicts"),
+    [
+        ({"method": "namespaces", "checks": checks()}, {GOOD}),
+        ({"method": "namespaces", "checks": checks(data_memory="untried")}, {GOOD, UNKNOWN}),
+        ({"method": "none", "checks": checks()}, {GOOD, WARNING}),
+        ({"method": "systemd", "checks": {"network.devices": "held"}}, {GOOD, UNKNOWN}),
+    ],
+)
+def test_what_a_daemon_has_found(isolation: dict[str, object], verdicts: set[str]) -> None:
+    assert {finding.verdict for finding in walls.of_daemon(isolation)} == verdicts
+
+
+def test_with_a_daemon_and_without(served: Served) -> None:
+    told = json.loads(tapestry(served.socket, "doctor", "--json").stdout)
+    assert told["schema"] == 1
+    names = {finding["name"] for finding in told["findings"]}
+    assert {"boxes", "scopes", "method"} <= names
+    done = tapestry(served.socket.with_name("absent"), "doctor")
+    assert done.returncode == 5
+    assert "No daemon answers" in done.stdout
+
+
+def test_whether_boxes_can_be_made_is_tried() -> None:
+    """In processes of their own: tests are not single-threaded."""
+
+    def printed(spoil: str) -> str:
+        script = f"from tapestryd.host import box; {spoil}; print(box.trouble())"
+        return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True).stdout.strip()
+
+    if here := printed("pass"):
+        pytest.skip(f"none can: {here}")
+    assert "the box cannot be closed (No such file or directory at /nowhere)" in printed("box._STAGE = '/nowhere'")
