@@ -71,7 +71,8 @@ class Heldout:
 @dataclass(frozen=True, slots=True)
 class Trainer:
     """`state`: off, starting, waiting, training, failed, released (while we pause: its memory is given back). `steps`, `tokens`, and
-    `withheld`, vectors that its rules of release kept, since its first start."""
+    `withheld`, vectors that its rules of release kept, since its first start. `epsilon`: privacy spent of its data, ever; with any, it
+    tells no loss."""
 
     state: str
     device: str = ""
@@ -85,6 +86,7 @@ class Trainer:
     restarts: int = 0
     heldout: Heldout | None = None
     withheld: int = 0
+    epsilon: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -165,7 +165,8 @@ class Ready:
 @dataclass(frozen=True, slots=True)
 class Beat:
     """Totals since the trainer's first start (they survive restarts); `loss` is a running mean in nats per token. `epsilon`:
-    privacy spent of all data sets together, 0 without differential privacy; `withheld`: deltas that the release rules kept."""
+    privacy spent of all data sets together, 0 without differential privacy; with it no loss is told (0), here or elsewhere, and
+    counts are of what is expected. `withheld`: deltas that the release rules kept."""
 
     FORMAT: ClassVar[str] = "<QQddQdQ"
     steps: int

@@ -209,6 +209,25 @@ class Release:
 
 
 @dataclass(frozen=True, slots=True)
+class Privacy:
+    """Differential privacy for data sets of tier 2; DATA.md says what is hidden, and what is not.
+
+    `epsilon`: the budget, of all data of this machine together, for good, at `delta`; 0: none, and tier 2 is refused. Each doubling
+    lets whoever sees what leaves square the odds by which they tell that a record was there. `delta`: the chance that it is worse; must be
+    below one in the number of records.
+    `noise_multiplier`: noise of each step, in units of `max_grad_norm`. More: less is spent by a step, and less is learned from it.
+    `max_grad_norm`: what each record's gradient is shortened to. Less: less noise, and a gradient that is less like the true one.
+    `batch`: records expected in a step. More: the noise weighs less, a step takes longer, and costs more of the budget.
+    """
+
+    epsilon: float = 0.0
+    delta: float = 1e-6
+    noise_multiplier: float = 1.0
+    max_grad_norm: float = 1.0
+    batch: int = 256
+
+
+@dataclass(frozen=True, slots=True)
 class Schedule:
     """When this machine trains; each key by itself may hold it. `hours`: local time, "mon-fri 18:00-08:00"; empty: any.
     `when_user_active`: run | pause | pause-gpu (only where we train on a GPU); `idle_after_s` without input nobody is there.
@@ -257,6 +276,7 @@ class TrainerConfig:
     compute: Compute = field(default_factory=Compute)
     evaluate: Evaluate = field(default_factory=Evaluate)
     release: Release = field(default_factory=Release)
+    privacy: Privacy = field(default_factory=Privacy)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     schedule: Schedule = field(default_factory=Schedule)
     gpu: GpuLimits = field(default_factory=GpuLimits)

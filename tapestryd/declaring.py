@@ -15,8 +15,9 @@ from typing import Any
 from protocols.control import SCHEMA, Exit
 from tapestryd.config import Checkpoint, Node, TrainerChoice, TrainerConfig
 from tapestryd.editing import with_value
-from tapestryd.errors import ConfigFault, NotAllowed
-from tapestryd.host import allowance, datasets
+from tapestryd.errors import ConfigFault, NotAllowed, Unavailable
+from tapestryd.host import allowance, budget, datasets
+from tapestryd.host.accountant import missing
 from tapestryd.host.datasets import Dataset
 from tapestryd.host.files import write
 from tapestryd.host.manifest import CLASSES, CONSTRAINTS, UNDECLARED, Manifest, key, refusal
@@ -109,7 +110,8 @@ def add(options: argparse.Namespace) -> int:
 
 
 def listing(options: argparse.Namespace) -> int:
-    found = list(map(_document, _there(options)))
+    config = _loaded(options)
+    found = [_document(dataset, config) for dataset in datasets.datasets(config.data.paths)]
     if options.json:
         print(json.dumps({"schema": SCHEMA, "datasets": found}, ensure_ascii=False, indent=2))
     else:
@@ -117,19 +119,15 @@ def listing(options: argparse.Namespace) -> int:
     return Exit.OK
 
 
-def _there(options: argparse.Namespace) -> list[Dataset]:
-    return datasets.datasets(_loaded(options).data.paths)
-
-
 def _loaded(options: argparse.Namespace) -> TrainerConfig:
     return load_trainer(files_at(options.config), os.environ, {}).config
 
 
-def _document(dataset: Dataset) -> dict[str, Any]:
-    said = dataset.manifest
+def _document(dataset: Dataset, config: TrainerConfig) -> dict[str, Any]:
+    said, some = dataset.manifest, config.privacy.epsilon > 0
     taken = said or UNDECLARED
-    refused = refusal(taken, volunteer=False, budget=True)
-    where = "nowhere" if refused else "members" if refusal(taken, volunteer=True, budget=True) else "all"
+    refused = refusal(taken, volunteer=False, budget=some)
+    where = "nowhere" if refused else "members" if refusal(taken, volunteer=True, budget=some) else "all"
     return {
         "folder": str(dataset.root),
         "manifest": {key(name): value for name, value in asdict(said).items()} if said else None,
@@ -137,18 +135,33 @@ def _document(dataset: Dataset) -> dict[str, Any]:
         "bytes": sum(file.stat().st_size for file in dataset.files),
         "contributed": where,
         "why_not": refused[1] if refused else "",
+        "privacy": _privacy(said, config) if said and said.tier == 2 else None,
     }
+
+
+def _privacy(said: Manifest, config: TrainerConfig) -> dict[str, float]:
+    """What is spent and what may be, of one data set and of all data."""
+    entries, delta = budget.read(config.checkpoint.dir / budget.FILE), config.privacy.delta
+    if entries and (fault := missing()):
+        raise Unavailable(f"what is spent of {said.artifact_id} cannot be added up: {fault}")
+    most = config.privacy.epsilon
+    own, whole = budget.spent(entries, delta, said.artifact_id), budget.spent(entries, delta)
+    return {"delta": delta, "spent": own, "most": said.epsilon or most, "all_spent": whole, "all_most": most}
 
 
 def _shown(found: dict[str, Any]) -> list[str]:
     """A data set's document as text."""
-    said = found["manifest"]
+    said, privacy = found["manifest"], found["privacy"]
     lines = [found["folder"], f"    not declared: taken as {UNDECLARED.data_class}, unless data.require_manifest"]
     if said:
         rights = said["rights"] or "no licence"
         lines[1] = f"    {said['artifact_id']} version {said['version']}, {said['class']}, tier {said['tier']}, {rights}"
+    lines.append(f"    {_files(found['files'])}, {size(found['bytes'])}")
+    if privacy:
+        spent = f"epsilon {privacy['spent']:.3f} of {privacy['most']:g} spent"
+        lines.append(f"    {spent}, of all data {privacy['all_spent']:.3f} of {privacy['all_most']:g}, at delta {privacy['delta']:g}")
     where = {"nowhere": f"not contributed: {found['why_not']}", "members": "contributed in runs of named Members", "all": "contributed"}
-    return [*map(clean, lines), f"    {_files(found['files'])}, {size(found['bytes'])}", f"    {where[found['contributed']]}"]
+    return [*map(clean, lines), f"    {where[found['contributed']]}"]
 
 
 def _files(count: int) -> str:
@@ -156,7 +169,8 @@ def _files(count: int) -> str:
 
 
 def verify(options: argparse.Namespace) -> int:
-    roots = options.folders or [found.root for found in _there(options) if found.manifest]
+    paths = [] if options.folders else _loaded(options).data.paths
+    roots = options.folders or [found.root for found in datasets.datasets(paths) if found.manifest]
     if not roots:
         raise ConfigFault("nothing is declared in data.paths; `tapestry data add DIR` declares a data set")
     code = Exit.OK

@@ -229,8 +229,10 @@ def _run(run: Doc | None) -> list[str]:
 def _trainer(trainer: Doc) -> list[str]:
     parts = [trainer["state"], " ".join(filter(None, (trainer["device"], trainer["precision"], trainer["optimizer"])))]
     if trainer["steps"]:
-        parts += [f"{number(trainer['tokens_per_s'])} tok/s", f"loss {_loss(trainer['loss'])}"]
+        parts += [f"{number(trainer['tokens_per_s'])} tok/s", *([] if trainer["epsilon"] else [f"loss {_loss(trainer['loss'])}"])]
         parts += [f"{number(trainer['steps'])} steps", f"{number(trainer['tokens'])} tokens"]
+    if trainer["epsilon"]:
+        parts.append(f"epsilon {trainer['epsilon']:.3f} spent")
     if trainer["withheld"]:
         parts.append(f"{trainer['withheld']} withheld")
     if trainer["memory_bytes"]:

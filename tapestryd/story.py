@@ -44,7 +44,7 @@ def lived(
         took_ms=spent.took_ms,
         steps=trained.steps if trained else 0,
         tokens=trained.tokens if trained else 0,
-        loss=trained.loss if trained and trained.steps else None,
+        loss=(trained.loss or None) if trained else None,
         leader=round.gathered.leader if round and round.gathered else "",
         silent=tuple(Silent(peer, why) for peer, why in round.passed_over) if round else (),
         present=tuple(round.others) if round else (),

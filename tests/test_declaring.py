@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tapestryd.host.accountant import Steps, epsilon
 from tapestryd.host.datasets import MANIFEST, RECORD
 from tapestryd.host.manifest import parse
 
@@ -70,6 +71,24 @@ def test_a_data_set_is_declared_listed_and_verified(machine: Machine) -> None:
     assert "among" not in machine.said("add", "data")
     assert machine.said("verify", "data").endswith("as it was recorded\n")
     assert sorted(path.name for path in machine.data.iterdir()) == ["a.txt", RECORD, MANIFEST]
+
+
+def test_what_is_spent_of_a_data_set_is_listed(machine: Machine) -> None:
+    config = ("--config", str(machine.config))
+    machine.said("add", "data", "--class", "fully-open", "--tier", "2", "--rights", "CC0-1.0", "--epsilon", "3")
+    assert "not contributed: tier 2 is differential privacy, and there is no budget" in machine.said("list", *config)
+    machine.config.write_text(machine.config.read_text() + "[privacy]\nepsilon = 8\ndelta = 1e-5\n")
+    assert "epsilon 0.000 of 3 spent, of all data 0.000 of 8, at delta 1e-05" in machine.said("list", *config)
+    one, other = ({"datasets": [name], "rate": 0.01, "multiplier": 1.0, "steps": 1000} for name in ("data", "other"))
+    (machine.root / "state").mkdir()
+    (machine.root / "state" / "privacy.json").write_text(json.dumps({"schema": 1, "spent": [one, other]}))
+    (found,) = json.loads(machine.said("list", "--json", *config))["datasets"]
+    assert found["privacy"] == {
+        "delta": 1e-5, "spent": epsilon([Steps(0.01, 1.0, 1000)], 1e-5), "most": 3.0,
+        "all_spent": epsilon([Steps(0.01, 1.0, 2000)], 1e-5), "all_most": 8.0,
+    }  # fmt: skip
+    (machine.root / "state" / "privacy.json").write_text("{")
+    assert "what is spent is not known" in machine.tapestry("list", *config).stderr
 
 
 @pytest.mark.parametrize(

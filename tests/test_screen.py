@@ -14,7 +14,7 @@ JOINING = replace(
     state="joining",
     reasons=("no_peers: none of the 2 bootstrap addresses answers; check that port 31700 is open between the machines",),
     run=replace(RUN, boundary_in_s=3.0, height=0),
-    trainer=Trainer("waiting", "cpu", "fp32", "adamw", withheld=3),
+    trainer=Trainer("waiting", "cpu", "fp32", "adamw", withheld=3, epsilon=1.25),
     averaging=Averaging(None, 0, 0),
     network=Network(0, "unknown", None),
     peers=(),
@@ -64,7 +64,7 @@ Why        no_peers: none of the 2 bootstrap addresses answers; check that port
            31700 is open between the machines
 Run        tapestry-1b (abababab)   round 41   height 0   base cdcdcdcd
            local steps end in 3.0 s
-Trainer    waiting   cpu fp32 adamw   3 withheld
+Trainer    waiting   cpu fp32 adamw   epsilon 1.250 spent   3 withheld
 Isolation  data ⟂ network enforced   by namespaces   1 of 1 checks held
 Swarm      0 peers present   reachable: unknown
 Averaging  no rounds yet

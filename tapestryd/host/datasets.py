@@ -84,6 +84,15 @@ def admitted(paths: Iterable[Path], *, require_manifest: bool, volunteer: bool, 
     return found
 
 
+def hidden(found: Iterable[Dataset]) -> dict[str, float]:
+    """The data sets of tier 2: artifact_id → the most epsilon that may be spent of it, 0 for no bound of its own."""
+    bounds: dict[str, float] = {}
+    for said in (dataset.manifest for dataset in found):
+        if said is not None and said.tier == 2:
+            bounds[said.artifact_id] = min(filter(None, (bounds.get(said.artifact_id), said.epsilon)), default=0.0)
+    return bounds
+
+
 def manifest(root: Path) -> Manifest:
     """Raises DataForbidden: what a faulty manifest meant to forbid is not known."""
     path = root / MANIFEST

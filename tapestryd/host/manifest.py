@@ -140,7 +140,7 @@ def refusal(manifest: Manifest, *, volunteer: bool, budget: bool) -> tuple[Code,
     if manifest.tier >= 1 and not manifest.rights:
         return Code.DATA_FORBIDDEN, f"tier {manifest.tier} needs its licence, and none is said; say it: tapestry data add DIR --rights …"
     if manifest.tier == 2 and not budget:
-        return Code.TIER, "tier 2 is differential privacy, and there is no budget for it"
+        return Code.TIER, "tier 2 is differential privacy, and there is no budget for it: set privacy.epsilon in trainer.toml"
     if manifest.tier >= 3:
         return Code.TIER, f"tier {manifest.tier} is {('secure aggregation', 'a TEE')[manifest.tier - 3]}, which this version does not have"
     return None

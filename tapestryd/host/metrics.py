@@ -108,6 +108,7 @@ def _training(status: Status) -> Iterator[Metric]:
         yield _counter("local_steps", "Local steps since the trainer's first start.", trainer.steps)
         yield _counter("tokens", "Tokens trained on since the trainer's first start.", trainer.tokens)
     yield _counter("withheld", "Vectors that this machine's rules of release kept.", trainer.withheld)
+    yield _gauge("epsilon", "Privacy spent of this machine's data, ever.", trainer.epsilon)
     yield _counter("trainer_restarts", "Times that the trainer was started again.", trainer.restarts)
     yield _gauge("trainer_memory_bytes", "Memory of the trainer's device in use.", trainer.memory_bytes)
     if trainer.loss is not None:

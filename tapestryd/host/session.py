@@ -21,6 +21,7 @@ from protocols.ledger import Withheld as Refusal
 from protocols.trainer import ALL_FRAGMENTS, Base, Beat, Code, Delta, Evaluated, Quit, Rest, Stop, Train, Withheld, Withhold
 from tapestryd.config import Evaluate, Release
 from tapestryd.errors import DiskFull
+from tapestryd.host.budget import Budget
 from tapestryd.host.channel import Channel, Shared
 from tapestryd.host.checkpoint import Checkpoint
 from tapestryd.host.device import memory_bytes
@@ -100,10 +101,14 @@ class Session:
 
     def __init__(
         self, channel: Channel, shared: Shared, layout: Layout, replica: Replica, checkpoint: Checkpoint, ledger: Ledger,
-        walls: Walls, choices: Choices,
+        walls: Walls, budget: Budget | None, choices: Choices,
     ) -> None:  # fmt: skip
+        """`budget`: of the replica's steps, if these are under differential privacy; what data-dependent numbers are told then, is not."""
         self._channel, self._shared, self._layout = channel, shared, layout
         self._replica, self._checkpoint, self._ledger, self._walls, self._choices = replica, checkpoint, ledger, walls, choices
+        self._budget = budget
+        self._unpaid: tuple[Withhold, str] | None = None
+        """Why there was no local step when one was to be paid for last."""
         self._totals = Totals([Mark()] * layout.fragments)
         self._training: Train | None = None
         self._based = self._dirty = False
@@ -147,7 +152,15 @@ class Session:
 
     def _step(self) -> None:
         assert self._training is not None
+        if self._replica.fresh:
+            self._unpaid = self._pay()
+        if self._unpaid:
+            log.warning("no local steps: %s", self._unpaid[1])
+            self._training = None
+            return
         loss = self._replica.step(self._training.height)
+        if loss is None:
+            return
         self._dirty = True
         if math.isnan(loss):
             self._skips += 1
@@ -163,8 +176,22 @@ class Session:
             rate = (self._totals.tokens - self._beat_tokens) / (now - self._beat_s)
             memory = memory_bytes(self._replica.theta.device)
             totals = self._totals
-            self._channel.send(Beat(totals.steps, totals.tokens, _told(totals.loss), rate, memory, 0.0, totals.withheld))
+            self._channel.send(
+                Beat(totals.steps, totals.tokens, self._told(totals.loss), rate, memory, self._epsilon, totals.withheld)
+            )  # fmt: skip
             self._beat_s, self._beat_tokens = now, self._totals.tokens
+
+    def _pay(self) -> tuple[Withhold, str] | None:
+        """For one step. None: it may be taken; else why not."""
+        try:
+            why = self._budget.take() if self._budget else ""
+        except DiskFull as full:
+            return Withhold.DISK_FULL, str(full)
+        return (Withhold.BUDGET, why) if why else None
+
+    @property
+    def _epsilon(self) -> float:
+        return self._budget.spent if self._budget else 0.0
 
     def _adopt(self, base: Base) -> None:
         part = self._part(base.fragment)
@@ -195,7 +222,7 @@ class Session:
             return
         loss, tokens = found
         if math.isfinite(loss):
-            self._channel.send(Evaluated(height, _told(loss), tokens))
+            self._channel.send(Evaluated(height, self._told(loss), tokens))
         else:
             log.warning("the Shared Base at height %d has a held-out loss that is not finite", height)
 
@@ -203,7 +230,10 @@ class Session:
         part = self._part(stop.fragment)
         self._training = None
         behind = self._behind(stop.fragment)
-        kept = verdict(self._choices.release, behind, self._ledger.last_hour(Released)) or self._release(stop, part, behind)
+        kept = verdict(self._choices.release, behind, self._ledger.last_hour(Released))
+        if self._unpaid and (kept or not behind.steps):
+            kept = self._unpaid
+        kept = kept or self._release(stop, part, behind)
         if kept is not None:
             reason, why = kept
             log.info("round=%d fragment=%d withheld: %s", stop.round, stop.fragment, why)
@@ -219,15 +249,17 @@ class Session:
         try:
             entry, chain = self._ledger.write(Released(
                 self._choices.run, stop.round, stop.fragment, behind.steps, behind.tokens, behind.examples, self._replica.counter,
-                vector.nbytes, digest, veiled.norm, veiled.clip, veiled.noise_std, 0.0,
+                vector.nbytes, digest, veiled.norm, veiled.clip, veiled.noise_std, self._epsilon,
             ))  # fmt: skip
         except DiskFull as full:
             return Withhold.DISK_FULL, str(full)
         self._shared.delta[part] = vector
         totals = self._totals
+        if self._budget:
+            log.info("round=%d steps=%d loss=%.4f (told to nobody) epsilon=%.3f", stop.round, behind.steps, totals.new_loss, self._epsilon)
         self._channel.send(Delta(
-            stop.round, stop.fragment, totals.new_steps, totals.new_tokens, behind.examples, _told(totals.new_loss), veiled.norm, entry,
-            chain,
+            stop.round, stop.fragment, totals.new_steps, totals.new_tokens, behind.examples, self._told(totals.new_loss), veiled.norm,
+            entry, chain,
         ))  # fmt: skip
         totals.new_steps = totals.new_tokens = 0
         totals.new_loss = 0.0
@@ -283,7 +315,7 @@ class Session:
         now = self._choices.clock()
         if not (self._dirty and (at_once or now - self._saved_s >= self._choices.checkpoint_every_s)):
             return
-        self._checkpoint.save({"replica": self._replica.state(), "totals": asdict(self._totals)})
+        self._checkpoint.save({"replica": self._replica.state(), "totals": asdict(self._totals), "private": self._budget is not None})
         self._saved_s, self._dirty = now, False
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -291,9 +323,11 @@ class Session:
         totals = Totals([Mark(**mark) for mark in told.pop("marks")], **told)
         if len(totals.marks) != self._layout.fragments:
             raise ValueError(f"{len(totals.marks)} marks for {self._layout.fragments} fragments")
+        if self._budget and not state["private"]:
+            raise ValueError("its steps were without differential privacy")
         self._replica.restore(state["replica"])
         self._totals = totals
 
-
-def _told(loss: float) -> float:
-    return round(min(loss, LOSS_MAX), LOSS_DIGITS)
+    def _told(self, loss: float) -> float:
+        """What the other side hears of a loss: of private text nothing, which is 0."""
+        return 0.0 if self._budget else round(min(loss, LOSS_MAX), LOSS_DIGITS)

@@ -19,6 +19,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from protocols import limits
 from protocols.canonical import loads
@@ -27,11 +28,18 @@ from protocols.rules import RunRules
 from protocols.trainer import ABI, Code, Fault, Precision, Ready
 from tapestryd.config import TrainerConfig
 from tapestryd.errors import ConfigFault, DiskFull, LocalFault, Unavailable
+from tapestryd.host.accountant import Steps, missing
+from tapestryd.host.budget import FILE, Budget, BudgetFault, Limits
 from tapestryd.host.channel import Channel, Shared, content, share
 from tapestryd.host.clock import now_ms
-from tapestryd.host.datasets import Dataset, admitted
+from tapestryd.host.datasets import Dataset, admitted, hidden
 from tapestryd.host.logs import start_trainer
 from tapestryd.host.probes import Walls
+from tapestryd.training.sources import NoTier
+
+if TYPE_CHECKING:
+    from tapestryd.training.private import Private
+    from tapestryd.training.records import Records
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +102,8 @@ def _run(channel: Channel, config_file: Path) -> None:
         with _blame(Code.DATA_UNREADABLE):
             # A node of a run in roster mode speaks for a Member, or is let into no round (not_delegated).
             found = admitted(
-                config.data.paths, require_manifest=config.data.require_manifest, volunteer=rules.membership == "open", budget=False
+                config.data.paths, require_manifest=config.data.require_manifest, volunteer=rules.membership == "open",
+                budget=config.privacy.epsilon > 0,
             )  # fmt: skip
         with _blame(Code.LAYOUT):
             shared = share(hello, descriptors[:2], rules.layout())
@@ -116,10 +125,12 @@ def _train(
     from tapestryd.host.device import choose
     from tapestryd.host.ledger import Ledger
     from tapestryd.host.session import Choices, Session
-    from tapestryd.training.data import open_corpus
+    from tapestryd.training.data import Corpus, open_corpus
     from tapestryd.training.diloco import Replica, Where
     from tapestryd.training.exclusion import Exclusion
     from tapestryd.training.model import fits, fresh
+    from tapestryd.training.private import Private
+    from tapestryd.training.records import open_records
     from tapestryd.training.text import Bytes, FromJson
     from tapestryd.training.tokens import Reader
 
@@ -147,12 +158,16 @@ def _train(
     with _blame(Code.DATA_UNREADABLE):
         reader = Reader(tokenizer, config.data.text_field, exclusion, config.checkpoint.dir / "tokens", alive)
         files = {file: digest for dataset in found for file, digest in dataset.files.items()}
-        corpus = open_corpus(files, reader, tokens=inner.tokens, seed=config.data.seed)
-    most = corpus.train_tokens // inner.tokens
+        text: Corpus | Private
+        budget = None
+        if private := hidden(found):  # data that is not of tier 2 is hidden along with it: one step is of all records
+            text, budget = _private(config, open_records(files, reader, tokens=inner.tokens), inner.tokens, private)
+        else:
+            text = open_corpus(files, reader, tokens=inner.tokens, seed=config.data.seed)
     with _blame(Code.CONFIG):
-        if most < config.release.min_examples:
+        if text.examples < config.release.min_examples:
             raise ConfigFault(
-                f"release.min_examples = {config.release.min_examples} can never be met: the training text is {most} times a window of "
+                f"release.min_examples = {config.release.min_examples} can never be met: the training text is {text.examples} windows of "
                 f"{inner.tokens} tokens; add text, or ask for fewer"
             )
     with _blame(Code.MODEL):
@@ -160,15 +175,37 @@ def _train(
         fits(model, tokenizer.size, inner.tokens)
     with _blame(Code.LAYOUT):
         where = Where(choice.device, choice.precision == Precision.BF16)
-        replica = Replica(model, layout, inner, corpus, where=where, seed=config.data.seed)
+        replica = Replica(model, layout, inner, text, where=where, seed=config.data.seed)
     log.info("optimizer: %s", replica.optimizer.why)
+    sequences = config.privacy.batch if budget else inner.sequences  # of private text never how many were drawn, but how many are expected
     choices = Choices(
-        rules.run_id, inner.sequences * inner.tokens, inner.sequences, config.evaluate, config.release, config.checkpoint.every_s,
+        rules.run_id, sequences * inner.tokens, sequences, config.evaluate, config.release, config.checkpoint.every_s,
         time.monotonic,
     )  # fmt: skip
-    session = Session(channel, shared, layout, replica, checkpoint, ledger, walls, choices)
+    session = Session(channel, shared, layout, replica, checkpoint, ledger, walls, budget, choices)
     channel.send(Ready(ABI, layout.elements, int(choice.kind), int(choice.precision), int(replica.optimizer.kind)))
     session.run()
+
+
+def _private(config: TrainerConfig, records: "Records", tokens: int, names: dict[str, float]) -> "tuple[Private, Budget]":
+    """Differential privacy over all records, paid for from the budget of these data sets: `datasets.hidden`. Raises NoTier, BudgetFault."""
+    from tapestryd.training.private import Noise, Private
+
+    asked = config.privacy
+    if fault := missing():
+        raise NoTier(f"tier 2, which {', '.join(names)} asks for, needs an accountant: {fault}")
+    if asked.delta * len(records) >= 1:
+        raise NoTier(f"privacy.delta = {asked.delta} must be below one in {len(records)} records, or it may give one of them away whole")
+    text = Private(records, Noise(asked.batch, asked.noise_multiplier, asked.max_grad_norm), tokens=tokens, random=os.urandom)
+    limits = Limits(asked.epsilon, asked.delta, names)
+    budget = Budget(config.checkpoint.dir / FILE, limits, Steps(text.rate, asked.noise_multiplier, 0))
+    if why := budget.refusal():
+        raise BudgetFault(why)
+    log.info(
+        "differential privacy: rate=%.3g noise_multiplier=%g max_grad_norm=%g; epsilon=%.3f of %g is spent, at delta=%g",
+        text.rate, asked.noise_multiplier, asked.max_grad_norm, budget.spent, asked.epsilon, asked.delta,
+    )  # fmt: skip
+    return text, budget
 
 
 def _end(config: str) -> int | None:

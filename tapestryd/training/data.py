@@ -66,6 +66,11 @@ class Corpus:
         self._first = np.cumsum([0] + [b - a - tokens for a, b in self._spans], dtype=np.int64)
 
     @property
+    def examples(self) -> int:
+        """Windows' worth of training text that there is."""
+        return self.train_tokens // (self._window - 1)
+
+    @property
     def train_tokens(self) -> int:
         """StoredIds that training windows are drawn from."""
         return sum(b - a for a, b in self._spans)
@@ -120,16 +125,23 @@ def held_blocks(total: int, window: int) -> list[tuple[int, int]]:
 
 
 def open_corpus(files: Mapping[Path, str], reader: Reader, *, tokens: int, seed: int) -> Corpus:
-    """The text of `files`, absolute → the SHA-256 that it must have, "" for any. Raises DataEmpty, DataTooSmall, and as Reader.ids."""
+    """The text of `files`, as `read`. Raises DataTooSmall, and as `read`."""
+    train, heldout = read(files, reader)
+    held = Stream(heldout) if sum(ids.size for ids in heldout) > tokens else None
+    if heldout and held is None:
+        log.warning("the files named heldout.* have fewer tokens than one window (%d): blocks of the other text are held out", tokens + 1)
+    corpus = Corpus(Stream(train), held, tokens=tokens, seed=seed)
+    log.info("data: files=%d train_tokens=%d heldout_tokens=%d", len(files), corpus.train_tokens, corpus.heldout_tokens)
+    return corpus
+
+
+def read(files: Mapping[Path, str], reader: Reader) -> tuple[list[StoredIds], list[StoredIds]]:
+    """`files`: absolute → the SHA-256 that it must have, "" for any → ids of each to train on, and of each held out. Raises DataEmpty,
+    and as Reader.ids."""
     train: list[StoredIds] = []
     heldout: list[StoredIds] = []
     for file, digest in files.items():
         (heldout if file.name.lower().startswith("heldout.") else train).append(reader.ids(file, digest))
-    held = Stream(heldout) if sum(ids.size for ids in heldout) > tokens else None
-    if heldout and held is None:
-        log.warning("the files named heldout.* have fewer tokens than one window (%d): blocks of the other text are held out", tokens + 1)
     if not any(ids.size for ids in train):
         raise DataEmpty(f"no text in the {len(files)} files of data.paths; rows keep theirs in data.text_field = {reader.text_field!r}")
-    corpus = Corpus(Stream(train), held, tokens=tokens, seed=seed)
-    log.info("data: files=%d train_tokens=%d heldout_tokens=%d", len(files), corpus.train_tokens, corpus.heldout_tokens)
-    return corpus
+    return train, heldout

@@ -24,6 +24,7 @@ from protocols.layout import Layout
 from protocols.trainer import ALL_FRAGMENTS
 from tapestryd.training.data import Corpus
 from tapestryd.training.inner import Inner
+from tapestryd.training.private import Private
 from tapestryd.training.vector import bind, views
 
 
@@ -39,28 +40,41 @@ class Replica:
     """One node's model in training. Invariant: `theta` and `local` are (n,) float32 on one device, in the layout's order,
     and the model's parameters are views of `local`."""
 
-    def __init__(self, model: nn.Module, layout: Layout, inner: rules.Inner, corpus: Corpus, *, where: Where, seed: int) -> None:
-        """Binds `model` (changed in place). `seed` is dropout's. Raises Refused when the model is not of the layout."""
+    def __init__(self, model: nn.Module, layout: Layout, inner: rules.Inner, text: Corpus | Private, *, where: Where, seed: int) -> None:
+        """Binds `model` (changed in place). `text` Private: all steps are under differential privacy. `seed` is dropout's. Raises
+        Refused when the model is not of the layout."""
         self.local: Tensor = bind(model, layout, where.device)
         self.theta: Tensor = self.local.clone()
         self.optimizer = Inner(model, inner)
         self.counter = 0
         """Batches drawn so far."""
-        self._model, self._layout, self._inner, self._corpus, self._where, self._seed = model, layout, inner, corpus, where, seed
+        self._model, self._layout, self._inner, self._text, self._where, self._seed = model, layout, inner, text, where, seed
+        self._parameters = list(model.parameters())
 
-    def step(self, height: int) -> float:
-        """One local step at the learning rate of `height` → loss before it, in nats per token; nan when loss or
-        gradient was not finite: then the batch was skipped and nothing else changed."""
-        batch = self._corpus.batch(self.counter, self._inner.sequences)
-        torch.manual_seed(_mix(self._seed, self.counter))  # dropout, like data, is a function of the counter
-        self.counter += 1
+    def step(self, height: int) -> float | None:
+        """One local step at the learning rate of `height` → loss before it, in nats per token; nan when loss or gradient was not
+        finite: then the batch was skipped and nothing else changed. None: under differential privacy a step is of many calls."""
+        if self.fresh:
+            torch.manual_seed(_mix(self._seed, self.counter))  # dropout, like open data, is a function of the counter
         self._model.train()
-        loss = self._loss(batch, None)
-        value = loss.item()
-        if not math.isfinite(value):
-            return math.nan
-        loss.backward()  # type: ignore[no-untyped-call]
-        return value if self.optimizer.step(height) else math.nan
+        value = self._gradient()
+        if value is None:
+            return None
+        self.counter += 1
+        return value if math.isfinite(value) and self.optimizer.step(height) else math.nan
+
+    @property
+    def fresh(self) -> bool:
+        """Between two steps."""
+        return not isinstance(self._text, Private) or self._text.idle
+
+    def _gradient(self) -> float | None:
+        if isinstance(self._text, Private):
+            return self._text.gradient(self._parameters, lambda ids: self._loss(ids, None))
+        loss = self._loss(self._text.batch(self.counter, self._inner.sequences), None)
+        if math.isfinite(value := loss.item()):
+            loss.backward()  # type: ignore[no-untyped-call]
+        return value
 
     def delta(self, fragment: int) -> Tensor:
         """theta - local of one fragment, or ALL_FRAGMENTS → new (fragment's size,) float32 on the device."""
@@ -80,14 +94,14 @@ class Replica:
 
     def examples(self, since: int) -> int:
         """Distinct windows' worth of text in the batches drawn from number `since` on."""
-        return self._corpus.distinct(since, self.counter, self._inner.sequences)
+        return self._text.distinct(since, self.counter, self._inner.sequences)
 
     def evaluate(self, tokens: int) -> tuple[float, int] | None:
         """Mean loss of theta itself (not local) on at most `tokens` held-out tokens, in nats per token, and how many; always
-        the same ones. None when the text is too small to hold any out. The loss may be non-finite: theta is not ours."""
-        if not self._corpus.heldout_tokens:
+        the same ones. None when the text is too small to hold any out, or private. The loss may be non-finite: theta is not ours."""
+        if isinstance(self._text, Private) or not self._text.heldout_tokens:
             return None
-        windows = self._corpus.heldout(tokens)
+        windows = self._text.heldout(tokens)
         parameters = views(self.theta, self._layout)
         self._model.eval()
         total, seen = 0.0, 0
