@@ -3,15 +3,17 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from protocols.trainer import Check
+from tapestryd import __version__
 from tapestryd.cli import walls
 from tapestryd.cli.finding import GOOD, UNKNOWN, WARNING
 from tapestryd.host import probes
-from tests.scripted import Served
+from tests.scripted import STATUS, Served
 from tests.test_cli import tapestry
 
 
@@ -60,3 +62,23 @@ def test_whether_boxes_can_be_made_is_tried() -> None:
     if here := printed("pass"):
         pytest.skip(f"none can: {here}")
     assert "the box cannot be closed (No such file or directory at /nowhere)" in printed("box._STAGE = '/nowhere'")
+
+
+def test_of_a_daemon_and_its_files(served: Served, tmp_path: Path) -> None:
+    served.operator.now = replace(STATUS, version=__version__, peers=(), health=("the clock is wrong\x1b[2J",))
+    (tmp_path / "state").mkdir()
+    toml = tmp_path / "tapestryd.toml"
+    toml.write_text('schema_version = 1\n[node]\nstate_dir = "state"\n[trainer]\nenabled = false\n')
+    served.operator.named = (toml,)
+    done = tapestry(served.socket, "doctor", "--json")
+    found = {(one["section"], one["name"], one["verdict"]) for one in json.loads(done.stdout)["findings"]}
+    assert done.returncode == 5
+    assert found >= {
+        ("settings", "tapestryd", GOOD), ("settings", "running", WARNING), ("machine", "disk", GOOD), ("daemon", "answers", GOOD),
+        ("daemon", "health", WARNING),
+    }  # fmt: skip
+    shown = tapestry(served.socket, "doctor").stdout
+    assert "✗ daemon: the clock is wrong?[2J\n" in shown
+    assert "✗ settings: the daemon has not taken up node.name\n    tapestry reload" in shown
+    toml.write_text("schema_version = 1\n[log]\nlevel = 'loud'\n")
+    assert f"✗ settings: {toml}: log.level = 'loud': must be" in tapestry(served.socket, "doctor").stdout

@@ -186,14 +186,7 @@ def edit(options: argparse.Namespace, client: Client) -> int:
 
 
 def diff(options: argparse.Namespace, client: Client) -> int:
-    """What the daemon got by its environment and command line is not in the files, and stays."""
-    running = client.ask("GET", "/v1/config")["settings"]
-    side = network_side(options, client)
-    loaded, changes = side.loaded(), []
-    for one in running:
-        value = written(side.settings[one["key"]].kind, loaded.value(one["key"])) if one["key"] in side.settings else one["value"]
-        if one["value"] != value and not one["origin"].startswith(("environment", "command line")):
-            changes.append({"key": one["key"], "running": one["value"], "files": value, "live": one["live"]})
+    changes = differences(client.ask("GET", "/v1/config")["settings"], network_side(options, client))
 
     def text(document: Doc) -> str:
         lines = [
@@ -203,6 +196,17 @@ def diff(options: argparse.Namespace, client: Client) -> int:
         return "\n".join(lines or ["The daemon runs by its files."]) + "\n"
 
     return show(options, {"schema": SCHEMA, "changes": changes}, text)
+
+
+def differences(running: Sequence[Doc], side: Side) -> list[Doc]:
+    """Where the files say something else than what runs. What the daemon got by its environment and command line is not in the
+    files, and stays."""
+    loaded, changes = side.loaded(), []
+    for one in running:
+        value = written(side.settings[one["key"]].kind, loaded.value(one["key"])) if one["key"] in side.settings else one["value"]
+        if one["value"] != value and not one["origin"].startswith(("environment", "command line")):
+            changes.append({"key": one["key"], "running": one["value"], "files": value, "live": one["live"]})
+    return changes
 
 
 def schema(options: argparse.Namespace, client: Client) -> int:

@@ -1,37 +1,74 @@
 """`tapestry doctor`: what is not as it should be on this machine, and what to do about it; with a daemon, or without one."""
 
 import argparse
-import json
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 
 from protocols.control import SCHEMA, Exit
 from tapestryd import screen
-from tapestryd.cli import walls
-from tapestryd.cli.finding import GOOD, WARNING, Finding
-from tapestryd.cli.verbs import Verbs
+from tapestryd.cli import checkup, walls
+from tapestryd.cli.config import differences
+from tapestryd.cli.finding import GOOD, UNKNOWN, WARNING, Finding
+from tapestryd.cli.sides import sides
+from tapestryd.cli.verbs import Verbs, colour, show
 from tapestryd.client import Client
-from tapestryd.errors import LocalFault
+from tapestryd.config import DaemonConfig
+from tapestryd.errors import LocalFault, NotAllowed, NotRunning
 
 _MARKS = {GOOD: "✓", WARNING: "✗"}
+_COLOURS = {GOOD: "\x1b[32m", WARNING: "\x1b[31m"}
 
 
 def add(verbs: Verbs) -> None:
-    verbs.add("doctor", doctor, "what is not as it should be here, and what to do about it; exit 5 if anything is")
+    one = verbs.add("doctor", doctor, "what is not as it should be here, and what to do about it; exit 5 if anything is")
+    one.set_defaults(config=None)
 
 
 def doctor(options: argparse.Namespace, client: Client) -> int:
-    found = walls.of_machine()
-    try:
-        found += walls.of_daemon(client.ask("GET", "/v1/status")["isolation"])
-    except LocalFault as absent:
-        found.append(Finding("daemon", "answers", WARNING, str(absent)))
-    if options.json:
-        print(json.dumps({"schema": SCHEMA, "findings": [asdict(finding) for finding in found]}, ensure_ascii=False, indent=2))
-    else:
-        print("".join(_shown(finding) for finding in found), end="")
+    found = list(_findings(options, client))
+    document = {"schema": SCHEMA, "findings": [asdict(finding) for finding in found]}
+    show(options, document, lambda _: "".join(_shown(finding, colour(options)) for finding in found))
     return Exit.DEGRADED if any(finding.verdict == WARNING for finding in found) else Exit.OK
 
 
-def _shown(finding: Finding) -> str:
+def _shown(finding: Finding, coloured: bool) -> str:
+    mark = _MARKS.get(finding.verdict, "?")
+    if coloured:
+        mark = f"{_COLOURS.get(finding.verdict, '')}{mark}\x1b[0m"
     fix = f"\n    {finding.fix}" if finding.fix and finding.verdict == WARNING else ""
-    return f"{_MARKS.get(finding.verdict, '?')} {finding.section}: {screen.clean(finding.says)}{fix}\n"
+    return f"{mark} {finding.section}: {screen.clean(finding.says)}{fix}\n"
+
+
+def _findings(options: argparse.Namespace, client: Client) -> Iterator[Finding]:
+    config = DaemonConfig()
+    try:
+        daemon, trainer = sides(options, client)
+        config = daemon.loaded().config
+        for side in (daemon, trainer) if config.trainer.enabled else (daemon,):
+            side.loaded()
+            yield Finding("settings", side.name, GOOD, f"{side.path} is good")
+        with suppress(NotRunning):
+            changes = differences(client.ask("GET", "/v1/config")["settings"], daemon)
+            if changes:
+                says = f"the daemon has not taken up {', '.join(one['key'] for one in changes)}"
+                yield Finding("settings", "running", WARNING, says, "tapestry reload; a restart, where that names one")
+    except LocalFault as fault:
+        for line in str(fault).splitlines():
+            yield Finding("settings", "files", UNKNOWN if isinstance(fault, NotAllowed) else WARNING, line)
+    yield from checkup.clock()
+    yield from checkup.disk(config.node.state_dir, config.storage.min_free_bytes)
+    if config.trainer.enabled:
+        yield from checkup.gpu()
+    yield from checkup.units()
+    if config.trainer.enabled:
+        yield from walls.of_machine()
+    try:
+        status = client.ask("GET", "/v1/status")
+    except LocalFault as absent:
+        yield Finding("daemon", "answers", WARNING, str(absent))
+        yield from checkup.ports(config.network.listen)
+        return
+    yield from checkup.daemon(status)
+    if config.trainer.enabled:
+        yield from walls.of_daemon(status["isolation"])
