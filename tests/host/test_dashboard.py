@@ -15,7 +15,7 @@ import pytest
 from protocols.control import STATES
 from protocols.trainer import Check
 from tapestryd.config import Dashboard as Choices
-from tapestryd.host import dashboard
+from tapestryd.host import dashboard, probes
 from tapestryd.host.trends import SERIES
 from tapestryd.swarm.meter import KINDS
 from tapestryd.words import REASONS
@@ -111,6 +111,8 @@ def test_scripts_know_the_words_of_the_daemon(served: Served) -> None:
         assert f"  {reason}: " in words
     for check in Check:
         assert f'"data.{check.name.lower()}": ' in words
+    for check in probes.network_side(Path("/nonexistent"), ()):
+        assert f'"network.{check}": ' in words
     for kind in {kind for both in KINDS.values() for kind in both}:
         assert f'\n  {kind}: "' in words
     asked = set(re.findall(r"v1/(\w+)", FILES["page.js"])) - {"openapi", "token"}

@@ -72,12 +72,14 @@ function draw() {
   swarm.peers(known);
   swarm.bans(known, Date.now());
   lately(known);
-  main.classList.remove("waiting");
 }
 
 // Hearing.
 
-const everything = () => learn(...Object.keys(ASKED));
+async function everything() {
+  await learn(...Object.keys(ASKED));
+  main.classList.toggle("waiting", !known.status);
+}
 
 function listen() {
   const stream = new EventSource("v1/events?status");
@@ -101,8 +103,7 @@ function heard(status) {
   if (before && before.version !== status.version) location.reload(); // this page belongs to another daemon
   known.status = status;
   known.heard = Date.now();
-  if (!before) draw();
-  else if (before.run?.id !== status.run?.id) everything();
+  if (before?.run?.id !== status.run?.id || main.classList.contains("waiting")) everything();
   else drawNow();
 }
 

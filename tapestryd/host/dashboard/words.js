@@ -64,8 +64,8 @@ export const CHECKS = {
   "network.io_uring": "nor have the kernel open others",
   "network.places": "it sees no folder where people keep data",
   "network.privileges": "it has no privilege, and can get none",
-  "network.trainer_config": "it cannot read the data side's settings",
   "network.processes": "it cannot look into any process but its own",
+  "network.trainer_config": "it cannot read the data side's settings",
 };
 export const VERDICTS = { held: "✓", open: "✗", untried: "?" };
 
