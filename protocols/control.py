@@ -71,8 +71,7 @@ class Heldout:
 @dataclass(frozen=True, slots=True)
 class Trainer:
     """`state`: off, starting, waiting, training, failed, released (while we pause: its memory is given back). `steps`, `tokens`, and
-    `withheld`, vectors that its rules of release kept, since its first start. `epsilon`: privacy spent of its data, ever; with any, it
-    tells no loss."""
+    `withheld`, vectors that its rules of release kept, since its first start. `epsilon`: privacy ever spent; with any, no loss is told."""
 
     state: str
     device: str = ""
