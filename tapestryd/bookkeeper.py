@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from protocols.control import Egress, Moved, Reconciliation
+from protocols.egress import Egress, Moved, Reconciliation
 from tapestryd.errors import DiskFull
 from tapestryd.host.balance import balance
 from tapestryd.host.connections import Connections, Interfaces, Traffic

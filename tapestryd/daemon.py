@@ -16,7 +16,8 @@ from pathlib import Path
 from socket import socket
 
 from protocols import limits
-from protocols.control import Ban, Certificate, Egress, Reloaded, Setting, Status, Story
+from protocols.control import Ban, Certificate, Reloaded, Setting, Status, Story
+from protocols.egress import Egress
 from protocols.refusal import Refused
 from protocols.rounds import IN_ROUND, Held, State
 from protocols.rules import Invite, prefix_of

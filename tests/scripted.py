@@ -7,19 +7,14 @@ from pathlib import Path
 
 from protocols.control import (
     Averaging,
-    Balance,
     Ban,
     Certificate,
-    Egress,
-    Gap,
     Heldout,
     Isolation,
     Known,
-    Moved,
     Netcheck,
     Network,
     Peer,
-    Reconciliation,
     Reloaded,
     Run,
     Self,
@@ -29,6 +24,7 @@ from protocols.control import (
     Traffic,
     Trainer,
 )
+from protocols.egress import Balance, Egress, Gap, Moved, Reconciliation
 from tapestryd.config import Dashboard as Choices
 from tapestryd.errors import LocalFault
 from tapestryd.host.answers import Answers

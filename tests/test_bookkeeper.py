@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from protocols.control import Moved
+from protocols.egress import Moved
 from tapestryd import bookkeeper
 from tapestryd.bookkeeper import Bookkeeper
 from tapestryd.host.clock import now_ms

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from protocols.control import Egress, Moved
+from protocols.egress import Egress, Moved
 from tapestryd import statement
 from tests.scripted import EGRESS, OTHERS
 

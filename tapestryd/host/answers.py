@@ -13,7 +13,8 @@ from pathlib import Path
 from aiohttp import web
 
 from protocols import TREATY, limits
-from protocols.control import READY, Ban, Certificate, Egress, Peer, Status, Story
+from protocols.control import READY, Ban, Certificate, Peer, Status, Story
+from protocols.egress import Egress
 from tapestryd.host.clock import now_ms
 from tapestryd.host.fields import Ago, Choice, Doc, Flag, Line, Maybe, Names, PeerId, Seconds, Span, Target, Text, Whole
 from tapestryd.host.inbox import Inbox

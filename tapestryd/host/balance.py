@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from protocols.control import Balance
+from protocols.egress import Balance
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from protocols.control import Ban, Certificate, Egress, Reloaded, Setting, Status, Story
+from protocols.control import Ban, Certificate, Reloaded, Setting, Status, Story
+from protocols.egress import Egress
 from tapestryd.host.logs import Logs
 from tapestryd.host.peering import Contacts
 from tapestryd.host.will import Mode

@@ -15,7 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
 
-from protocols.control import Gap, Moved, stored
+from protocols.control import stored
+from protocols.egress import Gap, Moved
 from tapestryd.host.files import set_aside, write
 
 HOURS = 48

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocols.control import Balance
+from protocols.egress import Balance
 from tapestryd.host.balance import Carried, balance
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocols.control import Gap, Moved
+from protocols.egress import Gap, Moved
 from tapestryd.host.tallies import DAYS, GAPS, OTHERS, PEERS, Page, Tallies, Tally
 
 HOUR = 3_600_000

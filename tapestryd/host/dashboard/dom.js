@@ -52,8 +52,8 @@ export function table(caption, head, rows) {
 /** Words of the daemon, with what stands between backticks as code. */
 export const prose = (words) => words.split("`").map((part, place) => (place % 2 ? make("code", {}, part) : part));
 
-/** The same, begun as a sentence. */
-export const sentence = (words) => prose(words.slice(0, 1).toUpperCase() + words.slice(1));
+/** The same, begun as a sentence, unless a setting's name begins it: "data.paths names …". */
+export const sentence = (words) => prose(/^\w+[._]/.test(words) ? words : words.slice(0, 1).toUpperCase() + words.slice(1));
 
 const time = (ms, words) => make("time", { datetime: new Date(ms).toISOString(), title: stamp(ms) }, words);
 
