@@ -1,6 +1,9 @@
 // What the words of the control API mean to a person. A word that is not here is shown as it is.
 
-export const GLYPHS = { training: "●", averaging: "◐", serving: "●", paused: "Ⅱ", joining: "◌", syncing: "◌", idle: "○", stopping: "○" };
+export const GLYPHS = {
+  training: "●", averaging: "◐", serving: "●", paused: "Ⅱ",
+  joining: "◌", syncing: "◌", idle: "○", stopping: "○",
+};
 export const TONES = { training: "good", averaging: "good", serving: "good", paused: "wait", joining: "wait", syncing: "wait" };
 
 /** Of Status.state, given the run's name. */
