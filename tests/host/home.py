@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from protocols.layout import Layout
 from protocols.rules import RunRules
 from protocols.trainer import ABI, ALL_FRAGMENTS, SIZE, Base, Fault, Hello, Order, Report, pack, unpack
+from tapestryd.host.box import Box
 from tapestryd.host.channel import Channel
 from tapestryd.host.output import Output
 from tapestryd.host.steward import environment_of
@@ -63,15 +64,16 @@ class Home:
 
 
 @contextmanager
-def stewarded(home: Home) -> Iterator[int]:
-    """The data side without a box: listening, and started by somebody else, as systemd and the warden do. Its process id."""
+def stewarded(home: Home, box: Box | None = None) -> Iterator[int]:
+    """The data side, without a box unless there is one: listening, and started by somebody else, as systemd and the warden do. Its
+    process id."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
         listening.bind(str(home.socket))
         listening.listen()
         environment = environment_of(os.environ | {"AWS_SECRET_ACCESS_KEY": "x", "OMP_NUM_THREADS": "1"})
         command = [sys.executable, "-P", "-m", "tapestryd.host.steward", "--config", str(home.config)]
         output = Output()
-        child = start("the data side", None, command, environment, {"trainer": listening}, output=output, death=signal.SIGKILL)
+        child = start("the data side", box, command, environment, {"trainer": listening}, output=output, death=signal.SIGKILL)
     try:
         yield child
     finally:
