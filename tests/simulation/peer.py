@@ -49,6 +49,7 @@ from protocols.rounds import (
     TrainerUp,
 )
 from protocols.settling import Vote, coverage_ppm, merkle
+from tapestryd.swarm.draw import SLOW_S
 from tapestryd.swarm.silence import Silence
 from tests.simulation.ledger import better
 from tests.simulation.run import (
@@ -83,6 +84,7 @@ DOUBT_MS_MAX = 600_000
 PROOFS, PROOFS_A_TIP, PROVEN = 8, 2, 16
 FOLLOWING = (State.JOINING, State.SYNCING, State.TRAINING)
 SILENT_MS = int(IO_S * 1000)
+SLOW_MS = int(SLOW_S * 1000)
 BRANCH = 8
 SNAPSHOT_EVERY = 4
 MEETINGS = 3
@@ -868,13 +870,15 @@ class Peer:
         donor, verb, what = question
         target = self.world.open(self, donor)
         if target is None:
-            self.later(self.world.gone_ms(), self.resume, work, None)
+            self.later(patience_ms(verb, self.world.gone_ms()), self.resume, work, None)
         else:
             self.later(self.world.delay_ms(), self.reached, work, target, target.life, verb, what)
 
     def reached(self, work: Generator[Question, Any, None], donor: "Peer", life: int, verb: str, what: Any) -> None:
         """Our question is at the donor. The answer takes its time, and the donor may die over it."""
         wait_ms, answer = donor.serve(verb, what) if self.world.whole(self, donor) and donor.life == life else (SILENT_MS, None)
+        if answer is None:
+            wait_ms = patience_ms(verb, wait_ms)
         if verb in ("entry", "snapshot"):
             wait_ms += int(self.fetch_ms * (0.5 + self.world.random()))
         wait_ms += self.world.delay_ms()
@@ -929,13 +933,14 @@ class Peer:
             return False
         return bool((yield from self.replay(target, donors)))
 
-    def entry(self, donors: Sequence[str], height: int, target: Tip) -> Generator[Question, Any, tuple[str, Entry] | None]:
-        """(who has it, what it is)."""
-        for donor in donors:
-            data = yield donor, "entry", height
+    def entry(self, able: list[str], height: int, target: Tip) -> Generator[Question, Any, tuple[str, Entry] | None]:
+        """(who has it, what it is). As in a Draw, who fails is out: taken from `able`."""
+        while able:
+            data = yield able[0], "entry", height
             entry = self.parsed(data)
             if entry is not None and entry.vote.height == height and (height < target.height or entry.tip == target):
-                return donor, entry
+                return able[0], entry
+            del able[0]
         return None
 
     def replay(self, target: Tip, donors: Sequence[str]) -> Generator[Question, Any, bool | None]:
@@ -960,9 +965,9 @@ class Peer:
         if self.tip is None or target.height - self.tip.height > BRANCH:
             return False
         aside: Tip | None = None
-        last_round, taken = -1, list[Entry]()
+        able, last_round, taken = list(donors), -1, list[Entry]()
         for height in range(max(1, self.tip.height - BRANCH), target.height + 1):
-            found = yield from self.entry(donors, height, target)
+            found = yield from self.entry(able, height, target)
             if found is None:
                 return False
             _, entry = found
@@ -1014,6 +1019,11 @@ class Peer:
             self.moved(tip)
             return True
         return False
+
+
+def patience_ms(verb: str, silent_ms: int) -> int:
+    """How long a donor that says nothing holds up a catch-up: of entries, an idle donor is asked as well when one is slow (Draw)."""
+    return min(silent_ms, SLOW_MS) if verb == "entry" else silent_ms
 
 
 def short(tip: Tip) -> str:
