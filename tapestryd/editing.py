@@ -18,6 +18,8 @@ def with_value(text: str, key: str, value: Any) -> str:
     expected = _read(text)
     if not isinstance(expected.setdefault(section, {}), dict):
         raise ConfigFault(f"{section} is no section of this file; correct it there")
+    if expected[section].get(name) == value:
+        return text
     expected[section][name] = value
 
     def change(document: tomlkit.TOMLDocument) -> None:

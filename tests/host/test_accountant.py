@@ -18,7 +18,7 @@ def phi(x: float) -> float:
 
 def smallest(delta_at: Callable[[float], float], delta: float) -> float:
     """The least epsilon at which what is lost beyond it is no more than `delta`."""
-    low, high = 0.0, 200.0
+    low, high = 0.0, 700.0  # exp() of more is no float
     for _ in range(100):
         middle = (low + high) / 2
         low, high = (low, middle) if delta_at(middle) <= delta else (middle, high)
