@@ -7,7 +7,6 @@ ends within 30 s of SIGTERM or SIGINT, whatever the others do.
 import asyncio
 import logging
 import os
-import shutil
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -27,6 +26,7 @@ from tapestryd.config import DaemonConfig
 from tapestryd.contacts import Contacts
 from tapestryd.doorkeeper import Doorkeeper
 from tapestryd.errors import DiskFull, LocalFault, StateFault, Unavailable
+from tapestryd.export import exported
 from tapestryd.founding import adopt
 from tapestryd.host.answers import Answers
 from tapestryd.host.api import Api
@@ -54,7 +54,6 @@ from tapestryd.story import certificate
 from tapestryd.swarm.line import Line
 from tapestryd.swarm.meter import Meter
 from tapestryd.swarm.node import Node
-from tapestryd.training import model
 
 log = logging.getLogger(__name__)
 
@@ -371,52 +370,7 @@ class Daemon:
         return "Stopping."
 
     async def export(self) -> Path:
-        """The Shared Base as it is now, in Hugging Face layout."""
-        session = self._member()
-        rules, copy = session.rules, await session.keeper.copy()
-        if rules is None or copy is None:
-            raise LocalFault("There is no base yet; try again when `tapestry status` shows one.")
-        tip, theta = copy
-        layout = session.keeper.base.layout
-        folder = self._state.path / "export"
-        tokenizer = session.store.path / "tokenizer.json"
-        card = _CARD.format(
-            name=rules.name, run=rules.run_id, height=tip.height, weight=tip.weight, base=tip.base, genesis=rules.model.genesis,
-            round=session.history.rounds[-1].round if session.history.rounds else 0, peer=self._identity.peer_id, version=__version__,
-        )  # fmt: skip
-
-        def build() -> None:
-            shutil.rmtree(folder, ignore_errors=True)
-            model.export(
-                folder, config=rules.model.config, theta=theta, layout=layout,
-                tokenizer=tokenizer if tokenizer.exists() else None, card=card,
-            )  # fmt: skip
-
-        await asyncio.to_thread(build)
-        return folder
-
-
-_CARD = """---
-library_name: transformers
-tags: [tapestry, consortium-training]
----
-# {name}: Shared Base at height {height}
-
-The common model of a Tapestry run: trained by its peers together, each on its own data, which never left them.
-
-| | |
-|---|---|
-| run | `{run}` |
-| committed rounds (height) | {height} |
-| latest round | {round} |
-| contributions committed (weight) | {weight} |
-| base digest | `{base}` |
-| genesis digest | `{genesis}` |
-| exported by | `{peer}`, tapestryd {version} |
-
-Lineage: the base is a fold over the run's log. From genesis, each of the {height} log entries applied in order with the
-run's outer optimizer gives exactly these weights; every entry carries the signed votes that committed it.
-"""
+        return await exported(self._member(), self._state.path / "export", self._identity.peer_id)
 
 
 def main(load: Callable[[], Loaded[DaemonConfig]], method: str, api: socket | None) -> None:
