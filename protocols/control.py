@@ -290,6 +290,20 @@ class Ban:
 
 
 @dataclass(frozen=True, slots=True)
+class Gpu:
+    """One that we train on. `util`, `others_util`: share of the time that it works, for all and for other programs, 0 to 1; `others`:
+    programs of others that compute on it. None: not known."""
+
+    temperature_c: float | None = None
+    util: float | None = None
+    power_w: float | None = None
+    memory_used_bytes: int | None = None
+    memory_bytes: int | None = None
+    others: int | None = None
+    others_util: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Hold:
     """Why not to train now. `says`: a sentence for people. `left_s`: when it ends, as things stand; None: nobody knows."""
 
@@ -380,6 +394,7 @@ class Status:
     bans: int = 0
     disk: Disk | None = None
     policy: Policy = field(default_factory=Policy)
+    gpus: tuple[Gpu, ...] = ()
     schema: int = field(default=SCHEMA)
 
     def to_json(self) -> dict[str, Any]:

@@ -20,6 +20,14 @@ Each side copies out of shared memory into its own before it validates: a mappin
                                         ← CHECKS held open                   (what of its box holds; at start and every hour)
                                         ← FAULT code                         (then exits)
                                         ← ENDED status                       (by the steward, when the process is gone)
+
+On a channel of its own the steward itself says what it sees of its machine, whether a trainer runs or not:
+
+    WATCH abi                           →
+    AROUND input cpu                    →          (about every five seconds)
+                                        ← HOLD holding over until measured limit  (of each that holds)
+                                        ← HOLDS bits changes                      (these, and no others)
+                                        ← GPU index count temperature util …      (of each)
 Specified in trainer.md. Knows nothing of sockets.
 """
 
@@ -35,6 +43,7 @@ from protocols.refusal import Reason, Refused
 ABI = 2
 SIZE = 96
 ALL_FRAGMENTS = 0xFFFF
+GPUS = 64
 
 
 class Device(IntEnum):
@@ -89,6 +98,18 @@ class Withhold(IntEnum):
     BUDGET = 4
     DISK_FULL = 5
     """What cannot be written down in the ledger does not leave."""
+
+
+class Holding(IntEnum):
+    """Why the data side's policy holds training, by bit number in HOLDS. What each means is in trainer.md."""
+
+    SCHEDULE = 0
+    USER_ACTIVE = 1
+    EXCLUSIVE_APP = 2
+    OTHER_GPU_PROCESS = 3
+    CPU_LOAD = 4
+    BATTERY = 5
+    GPU_TEMPERATURE = 6
 
 
 class Check(IntEnum):
@@ -238,13 +259,76 @@ class Ended:
     status: int
 
 
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """The first packet of a channel on which no trainer, but the steward answers."""
+
+    FORMAT: ClassVar[str] = "<H"
+    abi: int
+
+
+@dataclass(frozen=True, slots=True)
+class Around:
+    """What the data side cannot see of its machine: when somebody last was at a desktop (Unix time; 0: not known), and the CPU time
+    that the network side has used in all, so that it is not taken for others'."""
+
+    FORMAT: ClassVar[str] = "<QQ"
+    input_ms: int
+    cpu_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """One reason not to train. `over`: its cause is gone, and has to stay away. `until_ms`: Unix time at which it ends, as things stand;
+    0: nobody knows. `measured` against `limit`, in the unit of its reason; UNKNOWN: no number."""
+
+    FORMAT: ClassVar[str] = "<B?Qdd"
+    holding: int
+    over: bool
+    until_ms: int
+    measured: float
+    limit: float
+
+
+@dataclass(frozen=True, slots=True)
+class Holds:
+    """All that holds now, `bits` of Holding; of each a HOLD came before. `changes_ms`: when that will be others, as things stand."""
+
+    FORMAT: ClassVar[str] = "<IQ"
+    bits: int
+    changes_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """The `index`th of `count` that the policy looks at. Shares of time are from 0 to 1; UNKNOWN, and 0 bytes: not known."""
+
+    FORMAT: ClassVar[str] = "<BBdddQQid"
+    index: int
+    count: int
+    temperature_c: float
+    util: float
+    power_w: float
+    memory_used_bytes: int
+    memory_bytes: int
+    others: int
+    others_util: float
+
+
+UNKNOWN = -1.0
+
 Order = Hello | Base | Train | Stop | Rest | Quit
 Report = Ready | Beat | Delta | Withheld | Evaluated | Checks | Fault | Ended
-Message = Order | Report
+Sight = Hold | Holds | Gpu
+Message = Order | Report | Watch | Around | Sight
 
-_KINDS: tuple[type[Message], ...] = (Hello, Base, Train, Stop, Quit, Ready, Beat, Delta, Evaluated, Fault, Withheld, Checks, Rest, Ended)
+_KINDS: tuple[type[Message], ...] = (
+    Hello, Base, Train, Stop, Quit, Ready, Beat, Delta, Evaluated, Fault, Withheld, Checks, Rest, Ended, Watch, Around, Hold, Holds, Gpu,
+)  # fmt: skip
 _NUMBERS = {kind: number for number, kind in enumerate(_KINDS)}
-_ENUMS: dict[str, type[IntEnum]] = {"device": Device, "precision": Precision, "optimizer": Optimizer, "code": Code, "reason": Withhold}
+_ENUMS: dict[str, type[IntEnum]] = {
+    "device": Device, "precision": Precision, "optimizer": Optimizer, "code": Code, "reason": Withhold, "holding": Holding,
+}  # fmt: skip
 
 
 def pack(message: Message) -> bytes:
@@ -254,8 +338,9 @@ def pack(message: Message) -> bytes:
 
 
 def unpack(packet: bytes) -> Message:
-    """Parse one packet. Raises Refused for a wrong size, an unknown kind, a number out of its enumeration,
-    a non-finite loss or norm, an entry that no ledger has, a flag that is neither 0 nor 1, or anything but zeros behind the struct."""
+    """Parse one packet. Raises Refused for a wrong size, an unknown kind, a number out of its enumeration or bit set, a non-finite
+    loss or norm, a time beyond limits.INTEGER, a GPU beyond their count, an entry that no ledger has, a flag that is neither 0 nor 1,
+    or anything but zeros behind the struct."""
     if len(packet) != SIZE or packet[0] >= len(_KINDS):
         raise Refused(Reason.MALFORMED, "no packet of the trainer channel")
     kind = _KINDS[packet[0]]
@@ -263,10 +348,16 @@ def unpack(packet: bytes) -> Message:
     for field, value in zip(fields(kind), values, strict=True):
         if isinstance(value, float) and not math.isfinite(value):
             raise Refused(Reason.NOT_FINITE, f"{kind.__name__}.{field.name}")
+        if field.name.endswith("_ms") and value > limits.INTEGER:
+            raise Refused(Reason.OUT_OF_RANGE, f"{kind.__name__}.{field.name} = {value}")
         if field.name in _ENUMS and value not in set(_ENUMS[field.name]):
             raise Refused(Reason.OUT_OF_RANGE, f"{kind.__name__}.{field.name} = {value}")
     message = kind(*values)
     if isinstance(message, Checks) and (message.held & message.open or (message.held | message.open) >> len(Check)):
+        raise Refused(Reason.OUT_OF_RANGE, f"{message}")
+    if isinstance(message, Holds) and message.bits >> len(Holding):
+        raise Refused(Reason.OUT_OF_RANGE, f"{message}")
+    if isinstance(message, Gpu) and not message.index < message.count <= GPUS:
         raise Refused(Reason.OUT_OF_RANGE, f"{message}")
     if isinstance(message, Delta) and not 0 < message.entry <= limits.INTEGER:
         raise Refused(Reason.OUT_OF_RANGE, f"Delta.entry = {message.entry}")

@@ -20,6 +20,7 @@ from protocols.egress import Egress
 from protocols.refusal import Refused
 from protocols.rounds import IN_ROUND, Held, State
 from protocols.rules import Invite, prefix_of
+from protocols.trainer import Around
 from tapestryd import __version__
 from tapestryd.bookkeeper import Bookkeeper
 from tapestryd.config import DaemonConfig
@@ -33,12 +34,14 @@ from tapestryd.host.api import Api
 from tapestryd.host.box import interpreter
 from tapestryd.host.clock import now_ms
 from tapestryd.host.dashboard import Dashboard
+from tapestryd.host.dataside import DataSide
 from tapestryd.host.fields import FOUNDED
 from tapestryd.host.inbox import Inbox
 from tapestryd.host.keys import Identity, verify
 from tapestryd.host.logs import Logs
 from tapestryd.host.metrics import scraped
 from tapestryd.host.probes import EVERY_S
+from tapestryd.host.sensors.load import cpu_s
 from tapestryd.host.state import StateDir
 from tapestryd.host.systemd import Notifier
 from tapestryd.host.watch import Watch
@@ -93,6 +96,8 @@ class Daemon:
         self._dashboard: Web
         self._scraped: Web
         self._books: Bookkeeper
+        self._data_side: DataSide | None = None
+        self._seeing: asyncio.Task[None] | None = None
 
     @property
     def config(self) -> DaemonConfig:
@@ -215,6 +220,9 @@ class Daemon:
         store = self._state.run(invite.run_id)
         self.session = Session(self.config, self._identity, store, node, self.isolation, self._watch, self._keep_peers, self._fail)
         self.session.hold(self._pauses.held)
+        if self.config.trainer.enabled:
+            self._data_side = DataSide(self.config.trainer.socket, self._around, self._seen)
+            self._seeing = asyncio.create_task(self._data_side.run())
         await self.session.start()
         return invite.run_id
 
@@ -234,8 +242,21 @@ class Daemon:
             self._failure = error
         self._stopping.set()
 
+    def _around(self) -> Around:
+        """What the data side cannot see of this machine."""
+        pids = [os.getpid(), *([self.session.node.p2pd] if self.session else [])]
+        return Around(round(1000 * (self._pauses.input_s or 0)), round(1000 * cpu_s(Path("/"), pids)))
+
+    def _seen(self) -> None:
+        if self._data_side is not None:
+            self._pauses.seen(self._data_side.holds, self._data_side.changes_s)
+
     async def _end_session(self) -> None:
         session, self.session = self.session, None
+        if self._seeing is not None:
+            self._seeing.cancel()
+            self._seeing = self._data_side = None
+            self._pauses.seen((), None)
         if session is not None:
             await self._books.left()
             await session.stop(_STOP_S)
@@ -245,7 +266,8 @@ class Daemon:
     def status(self) -> Status:
         webs, peer_id, policy = (self._dashboard, self._scraped), self._identity.peer_id, self._pauses.status()
         trouble, stopping = self._choices.trouble, self._stopping.is_set()
-        return picture(self.config, self.session, self._door, self.isolation, policy, webs, peer_id, self._began, trouble, stopping)
+        gpus = self._data_side.gpus if self._data_side else ()
+        return picture(self.config, self.session, self._door, self.isolation, policy, gpus, webs, peer_id, self._began, trouble, stopping)
 
     def rounds(self, limit: int) -> list[Story]:
         return list(self.session.history.stories)[-limit:] if self.session else []

@@ -38,6 +38,8 @@ class Pauses:
         self._writing = asyncio.Lock()
         self._verdict = Verdict()
         self._holds: tuple[Hold, ...] = ()
+        self._there: tuple[Hold, ...] = ()
+        self._there_changes_s: float | None = None
         self._metered: bool | None = None
         self._metered_s = 0.0
         self.input_s: float | None = None
@@ -46,9 +48,7 @@ class Pauses:
 
     def amend(self, config: DaemonConfig) -> None:
         """Another policy from the next look on."""
-        self._policy = Policy(
-            metered="pause" if config.network.metered == "pause" else "run", min_free_bytes=config.storage.min_free_bytes
-        )  # fmt: skip
+        self._policy = Policy(metered=config.network.metered, min_free_bytes=config.storage.min_free_bytes)
 
     async def run(self) -> None:
         while True:
@@ -67,11 +67,17 @@ class Pauses:
         metered = self._metered if now_s < self._metered_s + METERED_S else None
         readings = Readings(metered=metered, free_bytes=shutil.disk_usage(self._state.path).free)
         self._verdict = self._policy.decide(now_s, readings, self._verdict.memory)
-        self._holds = self._will.judge(self._verdict.holds)
+        holds = sorted((*self._verdict.holds, *self._there), key=lambda hold: list(Reason).index(hold.reason))
+        self._holds = self._will.judge(holds)
         held = Held(tuple(hold.reason.value for hold in self._holds), _haste(self._will, self._holds)) if self._holds else Held(())
         if held != self.held:
             self.held = held
             self._hold(held)
+
+    def seen(self, holds: tuple[Hold, ...], changes_s: float | None) -> None:
+        """What holds training on the data side, and when that is something else."""
+        self._there, self._there_changes_s = holds, changes_s
+        self.look()
 
     def active(self, idle_s: float | None, metered: bool | None) -> None:
         """What a session of a desktop says. Of several the latest input counts."""
@@ -83,7 +89,7 @@ class Pauses:
 
     def status(self) -> control.Policy:
         now_s, will = self._now_s(), self._will
-        changes = [self._verdict.changes_s, will.mode_until_s, will.pause_until_s]
+        changes = [self._verdict.changes_s, self._there_changes_s, will.mode_until_s, will.pause_until_s]
         return control.Policy(
             mode=will.mode.value,
             mode_left_s=_left(will.mode_until_s, now_s),

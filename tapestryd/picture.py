@@ -30,7 +30,8 @@ _HEALTH = {
 
 
 def picture(
-    config: DaemonConfig, session: Session | None, door: Doorkeeper, isolation: Isolation, policy: control.Policy, webs: tuple[Web, Web],
+    config: DaemonConfig, session: Session | None, door: Doorkeeper, isolation: Isolation, policy: control.Policy,
+    gpus: tuple[control.Gpu, ...], webs: tuple[Web, Web],
     peer_id: str, began: float, trouble: str, stopping: bool
 ) -> control.Status:  # fmt: skip
     """`webs`: of the dashboard, and of the metrics. `began`: time.monotonic() of the daemon's start. `trouble`: its own."""
@@ -67,6 +68,7 @@ def picture(
         declined=dict(session.node.declined) if session else {},
         bans=len(door.bans()),
         policy=policy,
+        gpus=gpus,
         disk=control.Disk(shutil.disk_usage(config.node.state_dir).free, config.storage.min_free_bytes),
     )
 

@@ -10,6 +10,7 @@ import pytest
 from protocols.rounds import Haste, Held
 from tapestryd.config import DaemonConfig, Node, Storage
 from tapestryd.errors import StateFault
+from tapestryd.host.policy import Hold, Reason
 from tapestryd.host.state import StateDir
 from tapestryd.host.will import Mode, Will
 from tapestryd.pauses import Pauses
@@ -145,6 +146,28 @@ def test_a_metered_network_as_long_as_somebody_says_so(desk: Desk) -> None:
     desk.pauses.amend(replace(desk.config, network=replace(desk.config.network, metered="run")))
     desk.pauses.active(None, True)
     assert desk.told[-1] == FREE
+
+
+def test_what_holds_the_data_side_holds_us_but_for_courtesies_in_mode_always(desk: Desk) -> None:
+    ends_s = desk.now_s + 600
+    there = (Hold(Reason.SCHEDULE, ends_s), Hold(Reason.GPU_TEMPERATURE, None, 84.0, 75.0))
+    desk.pauses.seen(there, ends_s)
+    desk.pauses.active(None, True)
+    everything = Held(("schedule", "metered", "gpu_temperature"), Haste.STEPS)
+    assert desk.told[-1] == everything
+    status = desk.pauses.status()
+    assert (status.changes_in_s, [hold.left_s for hold in status.holds]) == (600.0, [600.0, None, None])
+    assert status.holds[2].says == "the GPU is hot: 84 °C, and goes on at 75 °C"
+    asyncio.run(desk.pauses.choose(Mode.ALWAYS, None))
+    assert desk.told[-1] == Held(("metered", "gpu_temperature"), Haste.STEPS)
+    asyncio.run(desk.pauses.choose(Mode.AUTO, None))
+    desk.busy = True
+    asyncio.run(desk.pauses.finish())
+    assert desk.told[-1] == Held(("user", *everything.reasons), Haste.STEPS)
+    desk.pauses.seen((), None)
+    desk.pauses.active(None, False)
+    desk.later(120)
+    assert desk.told[-1] == ROUND
 
 
 def test_of_several_desktops_the_latest_input_counts(desk: Desk) -> None:

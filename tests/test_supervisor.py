@@ -13,6 +13,7 @@ from protocols.trainer import ALL_FRAGMENTS, Base, Train
 from tapestryd.host.trainer import Work
 from tapestryd.supervisor import Supervisor
 from tests.host.home import Home, stewarded
+from tests.host.test_lookout import Watcher
 from tests.swarm import rooms
 from tests.training.tiny import genesis
 
@@ -121,6 +122,27 @@ def test_one_that_is_stuck_is_let_go_of(home: Home, monkeypatch: pytest.MonkeyPa
         assert watched.state == "released"
         await watched.supervisor.stop(20)
         os.kill(pid, signal.SIGKILL)  # which its steward would do, too, half a minute later
+
+    with stewarded(home) as steward:
+        uvloop.run(asyncio.wait_for(work(steward), 240))
+
+
+def test_its_steward_is_watched_before_it_comes_while_it_is_there_and_when_it_has_gone(home: Home) -> None:
+    async def work(steward: int) -> None:
+        watched, before = Watched(home, steward), Watcher(home.socket)
+        await before.until()
+        watched.supervisor.start()
+        await watched.trains()
+        while_there = Watcher(home.socket)  # takes the place of the other, which asks again
+        await while_there.until()
+        watched.supervisor.want(False)
+        await watched.down.wait()
+        await before.stop()
+        await while_there.stop()
+        after = Watcher(home.socket)
+        await after.until()
+        await after.stop()
+        await watched.supervisor.stop(20)
 
     with stewarded(home) as steward:
         uvloop.run(asyncio.wait_for(work(steward), 240))

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, tzinfo
 from enum import StrEnum
-from typing import Literal
 
 from tapestryd.host.hours import Window, changes_at, inside
 
@@ -112,6 +111,7 @@ class Verdict:
 class Policy:
     """What the owner allows. The defaults allow everything; shares are from 0 to 1, and 0 means no such limit.
 
+    `when_user_active` (also pause-gpu: only where we train on one), `on_battery`, `metered`, `other_gpu_process`: run, or pause.
     `idle_after_s`: without input for so long, nobody is there. `other_gpu_util`: share of a GPU that others may use; 0: any
     program of theirs that computes on it counts. `max_temperature_c`: hold from there, until it is down to `resume_temperature_c`.
     `yield_to`: programs that we make way for. `resume_delay_s`: longer makes for fewer starts, each of which costs loading the
@@ -119,12 +119,12 @@ class Policy:
     """
 
     hours: tuple[Window, ...] = ()
-    when_user_active: Literal["run", "pause", "pause-gpu"] = "run"
+    when_user_active: str = "run"
     idle_after_s: float = 180.0
-    on_battery: Literal["run", "pause"] = "run"
+    on_battery: str = "run"
     battery_min: float = 0.0
-    metered: Literal["run", "pause"] = "run"
-    other_gpu_process: Literal["run", "pause"] = "run"
+    metered: str = "run"
+    other_gpu_process: str = "run"
     other_gpu_util: float = 0.0
     max_temperature_c: float = 0.0
     resume_temperature_c: float = 0.0

@@ -1,6 +1,6 @@
 """What the data side can see of this machine, for its policy: each sensor as often as it is worth, and none that no rule asks for."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,9 +25,12 @@ class Ours:
 
 
 class Machine:
-    def __init__(self, root: Path, policy: Policy) -> None:
+    """`device`: compute.device of trainer.toml; `environ`: of the trainers."""
+
+    def __init__(self, root: Path, policy: Policy, device: str = "auto", environ: Mapping[str, str] | None = None) -> None:
         self._root = root
         self._policy = policy
+        self._device, self._environ = device, environ or {}
         self._load = Load(root)
         self._nvidia = Nvidia()
         self._gpus: tuple[Gpu, ...] = ()
@@ -52,9 +55,27 @@ class Machine:
         self._nvidia.close()
 
     def _look(self, now_s: float, clock_s: float, ours: Ours) -> tuple[Gpu, ...]:
+        if self._device in ("cpu", "mps"):
+            return ()
         if ours.training or self._looked_s is None or clock_s - self._looked_s >= IDLE_LOOK_S:
-            self._gpus = (*self._nvidia.read(now_s, ours.pids), *amd.read(self._root, ours.pids))
+            nvidia = lent(self._nvidia.read(now_s, ours.pids), self._device, self._environ)
+            self._gpus = nvidia or amd.read(self._root, ours.pids)
             self._looked_s = clock_s
             if not ours.training:
                 self._nvidia.close()
         return self._gpus
+
+
+def lent(gpus: Sequence[Gpu], device: str, environ: Mapping[str, str]) -> tuple[Gpu, ...]:
+    """The one of NVIDIA's GPUs that `device` means, as the environment numbers them; all, where that cannot be known: CUDA numbers them by
+    speed, NVML by place, and they agree only by CUDA_VISIBLE_DEVICES with UUIDs, or with CUDA_DEVICE_ORDER=PCI_BUS_ID."""
+    visible = environ.get("CUDA_VISIBLE_DEVICES")
+    names = [str(index) for index in range(len(gpus))] if visible is None else [name for name in visible.split(",") if name]
+    by_uuid = all(name.startswith("GPU-") for name in names)
+    if len(gpus) > 1 and not by_uuid and environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
+        return tuple(gpus)
+    number = int(device.partition(":")[2] or 0)
+    if number >= len(names):
+        return ()
+    name = names[number]
+    return tuple(gpu for index, gpu in enumerate(gpus) if (gpu.id.startswith(name) if name.startswith("GPU-") else name == str(index)))
