@@ -10,7 +10,7 @@ import os
 import sys
 
 from tapestryd import __version__
-from tapestryd.cli import backup, config, doctor, identity, log, orders, peers, run, status
+from tapestryd.cli import backup, config, doctor, identity, log, orders, peers, run, status, support
 from tapestryd.cli.verbs import Verbs, common
 from tapestryd.client import Client, default_socket
 from tapestryd.errors import LocalFault
@@ -49,7 +49,7 @@ def _asked(options: argparse.Namespace) -> int:
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="tapestry", description="Ask and direct this machine's tapestryd.", epilog=EXITS, allow_abbrev=False)
     verbs = Verbs(top, common(top))
-    for noun in (status, peers, run, orders, log, config, doctor, identity, backup):
+    for noun in (status, peers, run, orders, log, config, doctor, support, identity, backup):
         noun.add(verbs)
     verbs.elsewhere("lineage", "tapestry lineage", "prove a base from files, offline")
     verbs.elsewhere("audit", "tapestry audit", "what left this machine, and that nobody changed the ledger of it")

@@ -26,7 +26,7 @@ def add(verbs: Verbs) -> None:
 
 
 def doctor(options: argparse.Namespace, client: Client) -> int:
-    found = list(_findings(options, client))
+    found = list(findings(options, client))
     document = {"schema": SCHEMA, "findings": [asdict(finding) for finding in found]}
     show(options, document, lambda _: "".join(_shown(finding, colour(options)) for finding in found))
     return Exit.DEGRADED if any(finding.verdict == WARNING for finding in found) else Exit.OK
@@ -40,7 +40,7 @@ def _shown(finding: Finding, coloured: bool) -> str:
     return f"{mark} {finding.section}: {screen.clean(finding.says)}{fix}\n"
 
 
-def _findings(options: argparse.Namespace, client: Client) -> Iterator[Finding]:
+def findings(options: argparse.Namespace, client: Client) -> Iterator[Finding]:
     config = DaemonConfig()
     try:
         daemon, trainer = sides(options, client)
