@@ -1,9 +1,11 @@
 """A TOML file with one value changed, and everything else as its owner wrote it: comments, order, blank lines.
 
-Knows nothing of what the values mean.
+A key that stands in its section behind a "#", as in the examples of deploy/, comes out from there. Knows nothing of what the values mean.
 """
 
+import re
 import tomllib
+from contextlib import suppress
 from typing import Any
 
 import tomlkit
@@ -20,6 +22,8 @@ def with_value(text: str, key: str, value: Any) -> str:
         raise ConfigFault(f"{section} is no section of this file; correct it there")
     if expected[section].get(name) == value:
         return text
+    if name not in expected[section]:
+        text = _awake(text, section, name)
     expected[section][name] = value
 
     def change(document: tomlkit.TOMLDocument) -> None:
@@ -43,6 +47,21 @@ def without(text: str, key: str) -> str:
         del document[section][name]
 
     return _changed(text, change, expected, f"take {name} out of [{section}]")
+
+
+def _awake(text: str, section: str, name: str) -> str:
+    """Without the "#" before `name` in its section, where that makes it count, and changes nothing else."""
+    lines, here, before = text.splitlines(keepends=True), "", _read(text)
+    for number, line in enumerate(lines):
+        if header := re.match(r"\[(\w+)\]", line):
+            here = header[1]
+        elif here == section and re.match(rf"# ?{name} = ", line):
+            awake = "".join([*lines[:number], line[1:].lstrip(" "), *lines[number + 1 :]])
+            with suppress(ConfigFault):
+                after = _read(awake)
+                if after[section].pop(name, None) is not None and after == before:
+                    return awake
+    return text
 
 
 def _read(text: str) -> dict[str, Any]:

@@ -233,20 +233,22 @@ def profile_apply(options: argparse.Namespace, client: Client) -> int:
 
     there = _that_are_there(sides(options, client))
     plans = [(side, with_value(side.text(), "node.profile", options.name)) for side in there]
-    changes = []
+    changes, stays = list[Doc](), list[Doc]()
     for side, text in plans:
         before, after = side.loaded(), side.loaded(text.encode())
         changes += [{"side": side.name, **one} for one in _changes(side, before, after)]
+        stays += [{"side": side.name, **one} for one in _stays(side, after, options.name)]
     if not options.dry_run:
         for side, text in plans:
             _write(side, text)
 
     def said(document: Doc) -> str:
         lines = [f"{one['key']}: {json.dumps(one['before'])} → {json.dumps(one['after'])}" for one in changes]
+        lines += [f"{one['key']}: {json.dumps(one['value'])} stays, by {one['origin']}" for one in stays]
         how = " and ".join(side.restart for side in there)
         return "\n".join([*lines, "Nothing is written." if options.dry_run else f"It takes effect with: {how}."]) + "\n"
 
-    return show(options, {"schema": SCHEMA, "written": not options.dry_run, "changes": changes}, said)
+    return show(options, {"schema": SCHEMA, "written": not options.dry_run, "changes": changes, "stays": stays}, said)
 
 
 def _changes(side: Side, before: Loaded[Any], after: Loaded[Any]) -> list[Doc]:
@@ -254,4 +256,14 @@ def _changes(side: Side, before: Loaded[Any], after: Loaded[Any]) -> list[Doc]:
         {"key": key, "before": written(setting.kind, before.value(key)), "after": written(setting.kind, after.value(key))}
         for key, setting in side.settings.items()
         if before.value(key) != after.value(key)
+    ]
+
+
+def _stays(side: Side, after: Loaded[Any], profile: str) -> list[Doc]:
+    """Of what the profile says, what something else has the last word in."""
+    values = PROFILES[profile].daemon if side.name == "tapestryd" else PROFILES[profile].trainer
+    return [
+        {"key": key, "value": written(side.settings[key].kind, after.value(key)), "origin": after.origins[key]}
+        for key in values
+        if after.origins[key] != f"profile {profile}"
     ]
