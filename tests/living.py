@@ -55,13 +55,15 @@ def found(folder: Path, *options: str, config: dict[str, Any] = CONFIG) -> Path:
 
 class Peer:
     """One daemon's folder, and its processes while it runs, boxed wherever this machine allows it. `namespace`: the network namespace
-    to run in. `environment`: added to ours."""
+    to run in. `environment`: added to ours. `program`: the module to run, tapestryd or what stands in for it."""
 
     def __init__(
-        self, folder: Path, data: Sequence[Path], *, listen: str = "", namespace: str = "", environment: Mapping[str, str] | None = None
-    ) -> None:
+        self, folder: Path, data: Sequence[Path], *, listen: str = "", namespace: str = "", program: str = "tapestryd",
+        environment: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
         self.folder = folder
         self.namespace = namespace
+        self.program = program
         self.environment = {**os.environ, **(environment or {})}
         self.process: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True)
@@ -80,7 +82,7 @@ class Peer:
         )
 
     def start(self, join: str = "", *settings: str) -> "Peer":
-        command = [sys.executable, "-m", "tapestryd", "--config", str(self.folder / "tapestryd.toml")]
+        command = [sys.executable, "-m", self.program, "--config", str(self.folder / "tapestryd.toml")]
         for setting in [*([f"run.join={join}"] if join else []), *settings]:
             command += ["--set", setting]
         if self.namespace:

@@ -35,8 +35,8 @@ class Lan:
         for i in range(1, self.machines + 1):
             name = self.namespace(i)
             _ip("netns", "add", name)
-            _ip("link", "add", self._outside(i), "type", "veth", "peer", "name", "eth0", "netns", name)
-            _ip("link", "set", self._outside(i), "master", self._bridge, "up")
+            _ip("link", "add", self.plug(i), "type", "veth", "peer", "name", "eth0", "netns", name)
+            _ip("link", "set", self.plug(i), "master", self._bridge, "up")
             _ip("-n", name, "addr", "add", f"{self.address(i)}/24", "dev", "eth0")
             _ip("-n", name, "link", "set", "eth0", "up")
             _ip("-n", name, "link", "set", "lo", "up")
@@ -55,8 +55,8 @@ class Lan:
     def _bridge(self) -> str:
         return f"tapbr{self.number}"
 
-    def _outside(self, machine: int) -> str:
-        """The machine's plug on the bridge."""
+    def plug(self, machine: int) -> str:
+        """The machine's end on the bridge: an interface of ours, by which all goes that it sends or gets."""
         return f"tv{self.number}-{machine}"
 
     def namespace(self, machine: int) -> str:
@@ -96,4 +96,4 @@ class Lan:
             _run(*tc, "qdisc", "del", "dev", device, "root")
 
     def _ends(self, machine: int) -> list[tuple[list[str], str]]:
-        return [(["tc"], self._outside(machine)), (["tc", "-n", self.namespace(machine)], "eth0")]
+        return [(["tc"], self.plug(machine)), (["tc", "-n", self.namespace(machine)], "eth0")]
