@@ -18,6 +18,7 @@ config=${XDG_CONFIG_HOME:-$HOME/.config}
 "$share/bin/pip" install --quiet --upgrade "$here/.."
 mkdir -p "$HOME/.local/bin" "$config/systemd/user"
 ln -sf "$share/bin/tapestry" "$HOME/.local/bin/tapestry"
+"$share/bin/python" -P -m tapestryd.manual "${XDG_DATA_HOME:-$HOME/.local/share}" > /dev/null
 sh "$here/systemd-user/configure.sh" "$config/tapestry" "$state" "${XDG_RUNTIME_DIR:-/run/user/$(id -u)}/tapestry" "$data"
 sed -e "s|@SHARE@|$share|" -e "s|@CONFIG@|$config/tapestry|" "$here/systemd-user/tapestry.service" > "$config/systemd/user/tapestry.service"
 sed "s|@SHARE@|$share|" "$here/systemd-user/tapestry-session.service" > "$config/systemd/user/tapestry-session.service"

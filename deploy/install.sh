@@ -15,7 +15,7 @@ python=${PYTHON:-python3}
 [ -x /opt/tapestry/bin/python ] || "$python" -m venv /opt/tapestry
 /opt/tapestry/bin/pip install --quiet --upgrade "$here/.."
 ln -sf /opt/tapestry/bin/tapestry /usr/local/bin/tapestry
-sh "$here/place.sh" "" /etc/systemd/system
+sh "$here/place.sh" "" /etc/systemd/system /opt/tapestry/bin/python
 systemd-sysusers /usr/lib/sysusers.d/tapestry.conf
 systemd-tmpfiles --create /usr/lib/tmpfiles.d/tapestry.conf
 systemctl daemon-reload

@@ -1,9 +1,10 @@
 #!/bin/sh
-# Put units, users, folders, configurations and alerts where they belong under a root: place.sh DEST UNITS
-# DEST "" is this machine. UNITS: the folder of unit files, e.g. /etc/systemd/system. A configuration that is there already stays.
+# Put units, users, folders, configurations, alerts, manual pages and completions where they belong under a root: place.sh DEST UNITS PYTHON
+# DEST "" is this machine. UNITS: the folder of unit files, e.g. /etc/systemd/system. PYTHON: of the environment that tapestryd is in.
+# A configuration that is there already stays.
 set -eu
 here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
-dest=$1 units=$2
+dest=$1 units=$2 python=$3
 install -d -m 0755 "$dest$units" "$dest/usr/lib/sysusers.d" "$dest/usr/lib/tmpfiles.d" "$dest/etc/tapestry" "$dest/usr/share/tapestry"
 install -m 0644 "$here"/systemd/* "$dest$units/"
 install -d -m 0755 "$dest/usr/lib/systemd/user"
@@ -14,3 +15,4 @@ install -m 0644 "$here/prometheus/alerts.yml" "$here/grafana/tapestry.json" "$de
 for name in tapestryd.toml trainer.toml; do
     [ -e "$dest/etc/tapestry/$name" ] || install -m 0640 "$here/$name" "$dest/etc/tapestry/$name"
 done
+"$python" -P -m tapestryd.manual "$dest/usr/share" > /dev/null

@@ -32,14 +32,18 @@ _SAME_S = 1.0
 Idle = Callable[[], float | None]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
         prog="tapestry-session", description="Tell this machine's tapestryd when somebody was last at this desktop."
     )
-    parser.add_argument("--socket", type=Path, metavar="PATH", help="the daemon's control socket")
-    chosen = parser.parse_args(argv)
+    p.add_argument("--socket", type=Path, metavar="PATH", help="the daemon's control socket")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    chosen = parser().parse_args(argv)
     client = Client(chosen.socket or default_socket(os.environ))
-    return ended(lambda: serve(idle_of(os.environ.get("DISPLAY", ""), wayland="WAYLAND_DISPLAY" in os.environ), client), parser.prog)
+    return ended(lambda: serve(idle_of(os.environ.get("DISPLAY", ""), wayland="WAYLAND_DISPLAY" in os.environ), client), "tapestry-session")
 
 
 def idle_of(display: str, *, wayland: bool) -> Idle:

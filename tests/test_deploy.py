@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -109,11 +110,15 @@ def test_scripts_are_shell(script: Path) -> None:
 
 
 def test_everything_is_put_in_its_place_and_configurations_stay(tmp_path: Path) -> None:
-    place = ["sh", str(DEPLOY / "place.sh"), str(tmp_path), "/usr/lib/systemd/system"]
+    place = ["sh", str(DEPLOY / "place.sh"), str(tmp_path), "/usr/lib/systemd/system", sys.executable]
     subprocess.run(place, check=True)
     placed = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert {f"usr/lib/systemd/system/{unit}" for unit in UNITS} <= placed
     assert {"etc/tapestry/tapestryd.toml", "etc/tapestry/trainer.toml", "usr/lib/sysusers.d/tapestry.conf"} <= placed
+    removed = (DEPLOY / "uninstall.sh").read_text()
+    written = {path for path in placed if path.startswith("usr/share/") and not path.startswith("usr/share/tapestry/")}
+    assert len(written) == 7
+    assert [path for path in written if f"/{path}" not in removed] == []
     ours = tmp_path / "etc" / "tapestry" / "trainer.toml"
     ours.write_text("ours")
     subprocess.run(place, check=True)

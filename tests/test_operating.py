@@ -6,6 +6,7 @@ from pathlib import Path
 from protocols.control import STATES
 from protocols.trainer import Code, Withhold
 from tapestryd import picture
+from tapestryd.commands import below, every, tree
 from tapestryd.words import REASONS
 
 HANDBOOK = (Path(__file__).parent.parent / "deploy" / "OPERATING.md").read_text()
@@ -38,3 +39,11 @@ def test_every_state_and_every_reason() -> None:
     table = HANDBOOK.split("| state |", 1)[1].split("\n\n", 1)[0]
     assert {line.split("|")[1].strip() for line in table.splitlines()[2:]} == set(STATES)
     assert rows("reason") - {"disk_low"} == set(REASONS) - {"behind"}
+
+
+def test_every_command() -> None:
+    table = HANDBOOK.split("| command |", 1)[1].split("\n\n", 1)[0]
+    told = {words for line in table.splitlines()[2:] for words in re.findall(r"`([^`]+)`", line.split("|")[1])}
+    assert told == {
+        command.prog.removeprefix("tapestry ") for command, _ in every(tree()) if command.get_default("verb") or not below(command)
+    }

@@ -18,7 +18,8 @@ chmod 0755 "$root"
 version=$("$root/opt/tapestry/bin/python" -c 'import tapestryd; print(tapestryd.__version__)')
 # The environment will lie elsewhere: the first line of its programs says where.
 grep -rlI "$root" "$root/opt/tapestry/bin" "$root/opt/tapestry/pyvenv.cfg" | xargs sed -i "s|$root||g"
-sh "$deploy/place.sh" "$root" /usr/lib/systemd/system
+sh "$deploy/place.sh" "$root" /usr/lib/systemd/system "$root/opt/tapestry/bin/python"
+gzip -9n "$root"/usr/share/man/man*/*
 mkdir -p "$root/usr/bin" "$root/DEBIAN" "$out"
 ln -s /opt/tapestry/bin/tapestry "$root/usr/bin/tapestry"
 

@@ -16,14 +16,16 @@ from tapestryd.client import Client, default_socket
 from tapestryd.errors import LocalFault
 from tapestryd.program import ended
 
-_PROGRAMS = {
+PROGRAMS = {
     ("run", "new"): "tapestryd.founding",
     ("lineage",): "tapestryd.audit",
     ("audit",): "tapestryd.auditing",
     ("member",): "tapestryd.delegating",
     ("data",): "tapestryd.declaring",
+    ("completion",): "tapestryd.completing",
+    ("manual",): "tapestryd.manual",
 }
-"""Verbs that are programs of their own: they import torch or cryptography, or read the data."""
+"""Verbs that are programs of their own: they import torch, cryptography or all of these, or read the data."""
 EXITS = """exit codes: 0 done, 1 failed, 2 usage, 3 no daemon answers, 4 not permitted, 5 degraded (status --check, doctor),
 124 wait timed out, 130 interrupted"""
 
@@ -31,7 +33,7 @@ EXITS = """exit codes: 0 done, 1 failed, 2 usage, 3 no daemon answers, 4 not per
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal without "●" gets "?"
-    for words, module in _PROGRAMS.items():
+    for words, module in PROGRAMS.items():
         if argv[: len(words)] == list(words):
             os.execv(sys.executable, [sys.executable, "-P", "-m", module, *argv[len(words) :]])
     options = parser().parse_args(argv)
@@ -55,4 +57,6 @@ def parser() -> argparse.ArgumentParser:
     verbs.elsewhere("audit", "tapestry audit", "what left this machine, and that nobody changed the ledger of it")
     verbs.elsewhere("member", "tapestry member", "a Member's key and delegations")
     verbs.elsewhere("data", "tapestry data", "declare the data that this machine trains on")
+    verbs.elsewhere("completion", "tapestry completion", "complete these commands in bash, zsh or fish")
+    verbs.elsewhere("manual", "tapestry manual", "write the manual pages, and completions, to a folder")
     return top

@@ -52,7 +52,7 @@ def add(verbs: Verbs) -> None:
     profiles = some.noun("profile", "kinds of machines", "Values for a kind of machine, beneath all that is set otherwise.")
     verb(profiles, "list", profile_list, "the profiles, and what each says")
     one = verb(profiles, "apply", profile_apply, "name a profile in both files")
-    one.add_argument("name", choices=PROFILES, metavar="NAME", help=", ".join(PROFILES))
+    one.add_argument("name", choices=tuple(PROFILES), metavar="NAME", help=", ".join(PROFILES))
     one.add_argument("--dry-run", action="store_true", help="only tell what would change")
 
 

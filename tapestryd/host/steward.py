@@ -230,13 +230,15 @@ def _lookout(config: Path) -> Lookout | None:
         return None
 
 
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(prog="tapestry-trainer", description="The data side of tapestryd: trains, and has no network.")
+    p.add_argument("--config", type=Path, required=True, metavar="FILE", help="this machine's trainer.toml")
+    p.add_argument("--listen", type=Path, metavar="PATH", help="make this socket and listen at it: in a container, where nobody else does")
+    return p
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="tapestry-trainer", description="The data side of tapestryd: trains, and has no network.")
-    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="this machine's trainer.toml")
-    parser.add_argument(
-        "--listen", type=Path, metavar="PATH", help="make this socket and listen at it: in a container, where nobody else does"
-    )
-    chosen = parser.parse_args(argv)
+    chosen = parser().parse_args(argv)
     start_trainer(os.environ, sys.stderr)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; what it means is the daemon's to say
     try:
