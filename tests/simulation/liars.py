@@ -115,6 +115,7 @@ class Liar(Peer):
             return
         callers = sorted(self.parked[key].callers)
         if "mute" in self.traits:
+            del self.parked[key]
             return
         if "wrong base" in self.traits:
             made = roster_of(work.number, GENESIS.base, *self.hand(work, callers))
