@@ -46,17 +46,4 @@ for name in systemd-udevd.service systemd-udevd-control.socket systemd-udevd-ker
     ln -s /dev/null "etc/systemd/system/$name"
 done
 
-mount -t proc proc proc
-mount -t sysfs sysfs sys
-mount -t cgroup2 cgroup2 sys/fs/cgroup
-mount -t tmpfs -o mode=755 tapestry dev
-for name in null zero full random urandom tty; do touch "dev/$name"; mount --bind "/dev/$name" "dev/$name"; done
-mkdir dev/pts dev/shm
-mount -t devpts -o newinstance,ptmxmode=0666 devpts dev/pts
-ln -s pts/ptmx dev/ptmx
-mount -t tmpfs -o mode=1777 tapestry dev/shm
-mount -t tmpfs -o mode=755 tapestry run
-pivot_root . old
-umount -l old
-ip link set lo up
-exec env -i container=tapestry PATH=/usr/bin:/usr/sbin /usr/lib/systemd/systemd --system
+exec sh "${0%/*}/systemd.sh"

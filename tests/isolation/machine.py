@@ -42,8 +42,8 @@ class Machine:
     """`folder`: an empty one. Running from `start` until `stop`."""
 
     def __init__(self, folder: Path) -> None:
-        self._root, self._said = folder / "root", folder / "said"
-        self._root.mkdir()
+        self.root, self._said = folder / "root", folder / "said"
+        self.root.mkdir()
         cgroups = _cgroup2()
         assert cgroups is not None
         self._cgroup = cgroups / f"tapestry-test-{os.getpid()}"
@@ -52,25 +52,26 @@ class Machine:
         """Raises AssertionError when it does not come up."""
         self._cgroup.mkdir(exist_ok=True)
         flags = ["--fork", "--kill-child", "--pid", "--mount", "--uts", "--ipc", "--net", "--cgroup"]
-        python = Path(sys.executable).resolve()
-        words = ["sh", str(HERE / "boot.sh"), str(self._root), str(HERE.parents[1]), sys.prefix, str(python)]
         with self._said.open("wb") as said:
             self._process = subprocess.Popen(
-                ["unshare", *flags, *words], stdin=subprocess.DEVNULL, stdout=said, stderr=said, preexec_fn=self._enter_cgroup
+                ["unshare", *flags, *self._boot()],
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
+                preexec_fn=self._enter_cgroup,
             )
         try:
             done = None
             for _ in range(300):
                 assert self._process.poll() is None, self._said.read_text()
-                if self._first and Path(f"/proc/{self._first}/comm").read_text() == "systemd\n":
+                if self.first and Path(f"/proc/{self.first}/comm").read_text() == "systemd\n":
                     done = self.run("systemctl", "is-system-running", "--wait", check=False)
                     if done.stdout.strip() in ("running", "degraded"):
                         break
                 _pause()
             else:
                 raise AssertionError(f"systemd did not start: {done}")
-            self.run("systemd-sysusers", "/etc/sysusers.d/tapestry.conf")
-            self.run("systemd-tmpfiles", "--create", "/etc/tmpfiles.d/tapestry.conf")
+            self._furnish()
         except BaseException:
             self.stop()
             raise
@@ -114,17 +115,26 @@ class Machine:
     def journal(self, *units: str) -> str:
         return self.run("journalctl", "--no-pager", "-o", "cat", *[f"--unit={unit}" for unit in units]).stdout
 
+    def _boot(self) -> list[str]:
+        """The command that makes the root, and ends as its systemd."""
+        return ["sh", str(HERE / "boot.sh"), str(self.root), str(HERE.parents[1]), sys.prefix, str(Path(sys.executable).resolve())]
+
+    def _furnish(self) -> None:
+        """What a package would have done."""
+        self.run("systemd-sysusers", "/etc/sysusers.d/tapestry.conf")
+        self.run("systemd-tmpfiles", "--create", "/etc/tmpfiles.d/tapestry.conf")
+
     @property
     def inside(self) -> Path:
         """Its root, as it is seen from outside."""
-        return Path(f"/proc/{self._first}/root")
+        return Path(f"/proc/{self.first}/root")
 
     @property
     def _enter(self) -> list[str]:
-        return ["nsenter", "--target", str(self._first), "--all", "--root", "--wd", "env", "-i", *_ENVIRONMENT]
+        return ["nsenter", "--target", str(self.first), "--all", "--root", "--wd", "env", "-i", *_ENVIRONMENT]
 
     @property
-    def _first(self) -> int:
+    def first(self) -> int:
         """The machine's first process, as it is called outside; 0: there is none yet."""
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
         return int(children[0]) if children else 0
