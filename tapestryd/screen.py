@@ -254,7 +254,7 @@ def _isolation(isolation: Doc) -> list[str]:
     """Data ⟂ network, and what of it does not hold."""
     checks = isolation["checks"]
     count = {verdict: sum(found == verdict for found in checks.values()) for verdict in ("held", "open", "untried")}
-    word = "enforced" if isolation["enforced"] else "PARTIAL" if count["open"] else "not proven yet"
+    word = "enforced" if isolation["enforced"] else "PARTIAL" if count["open"] else "to be proven when a trainer starts"
     parts = [f"data ⟂ network {word}", f"by {isolation['method']}", f"{count['held']} of {len(checks)} checks held"]
     return parts + [f"open: {', '.join(name for name, found in checks.items() if found == 'open')}"] * bool(count["open"])
 
