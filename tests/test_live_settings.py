@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tapestryd.errors import LocalFault
-from tests.living import Peer, found
+from tests.living import Peer
 
 
 @pytest.fixture
@@ -49,13 +49,4 @@ def test_another_file_is_taken_up_and_a_wrong_one_is_not(peer: Peer) -> None:
     settings = {one["key"]: one for one in peer.client.ask("GET", "/v1/config")["settings"]}
     assert settings["node.name"]["origin"] == str(file)
     assert settings["storage.snapshot_every"]["value"] == 4
-    assert peer.term() == 0
-
-
-def test_a_bootstrap_node_trains_nothing_and_is_ready(peer: Peer, tmp_path: Path) -> None:
-    toml = found(tmp_path / "founder", "--train", "3", "--average", "3")
-    peer.start(str(toml), "node.profile=bootstrap")
-    status = peer.wait("serving", lambda s: s["state"] == "serving", 90)
-    assert (status["reasons"], status["trainer"]["state"], status["run"]["base_digest"] != "") == ([], "off", True)
-    assert peer.client.ready()
     assert peer.term() == 0

@@ -7,6 +7,7 @@ from protocols.control import STATES
 from protocols.trainer import Code, Withhold
 from tapestryd import picture
 from tapestryd.commands import below, every, tree
+from tapestryd.host.policy import Reason
 from tapestryd.words import REASONS
 
 HANDBOOK = (Path(__file__).parent.parent / "deploy" / "OPERATING.md").read_text()
@@ -27,7 +28,7 @@ def test_every_reason_to_withhold() -> None:
 
 
 def test_every_reason_that_has_a_sentence() -> None:
-    assert set(picture._HEALTH) <= rows("reason")
+    assert set(picture._HEALTH) <= rows("reason") | rows("held by")
 
 
 def test_discards_are_those_of_the_protocol() -> None:
@@ -38,7 +39,8 @@ def test_discards_are_those_of_the_protocol() -> None:
 def test_every_state_and_every_reason() -> None:
     table = HANDBOOK.split("| state |", 1)[1].split("\n\n", 1)[0]
     assert {line.split("|")[1].strip() for line in table.splitlines()[2:]} == set(STATES)
-    assert rows("reason") - {"disk_low"} == set(REASONS) - {"behind"}
+    assert rows("reason") == set(REASONS) - {"behind"}
+    assert rows("held by") == set(Reason)
 
 
 def test_every_command() -> None:

@@ -95,14 +95,18 @@ def test_no_attack_comes_through(machine: Machine) -> None:
     assert {side: [attack for attack, (through, _) in report[side].items() if through] for side in SIDES} == {"data": [], "network": []}
 
 
-def test_both_sides_work_there_and_every_wall_holds(machine: Machine) -> None:
-    """A run founded, joined and trained in, by the units as they are shipped."""
+def founded(machine: Machine) -> None:
     machine.write("/srv/tapestry/config.json", json.dumps(CONFIG))
     words = ["run", "new", "/srv/tapestry/run", "--model", "/srv/tapestry/config.json", "--name", "t", "--sequences", "4", "--tokens", "64"]
     machine.run("tapestry", *words)
+    machine.run("sed", "-i", 's/^#min_free = .*/min_free = "1 MiB"/', "/etc/tapestry/tapestryd.toml")
+
+
+def test_both_sides_work_there_and_every_wall_holds(machine: Machine) -> None:
+    """A run founded, joined and trained in, by the units as they are shipped."""
+    founded(machine)
     machine.run("sh", "-c", "cp /usr/share/common-licenses/* /srv/tapestry/data/ && for f in /srv/tapestry/data/*; do mv $f $f.txt; done")
     machine.run("chown", "-R", "tapestry-train:", "/srv/tapestry/data")
-    machine.run("sed", "-i", 's/^#min_free = .*/min_free = "1 MiB"/', "/etc/tapestry/tapestryd.toml")
     machine.run("sed", "-i", "s/^#min_examples = .*/min_examples = 1/", "/etc/tapestry/trainer.toml")
     machine.run("systemctl", "start", "tapestry.target", "tapestryd.service", timeout_s=180)
     machine.run("tapestry", "run", "join", "/srv/tapestry/run/run.toml", timeout_s=120)
@@ -112,3 +116,14 @@ def test_both_sides_work_there_and_every_wall_holds(machine: Machine) -> None:
     assert set(status["isolation"]["checks"].values()) == {"held"}
     machine.run("systemctl", "stop", "tapestryd", timeout_s=120)
     assert "exit" not in machine.run("systemctl", "show", "-p", "Result", "tapestryd", "tapestry-trainer").stdout
+
+
+def test_a_bootstrap_node_is_the_same_unit_and_never_starts_the_data_side(machine: Machine) -> None:
+    """As OPERATING.md has it."""
+    founded(machine)
+    machine.run("tapestry", "config", "profile", "apply", "bootstrap")
+    machine.run("systemctl", "start", "tapestry.target", "tapestryd.service", timeout_s=180)
+    machine.run("tapestry", "run", "join", "/srv/tapestry/run/run.toml", timeout_s=120)
+    status = machine.wait_for(lambda status: status["state"] == "serving", timeout_s=120)
+    assert (status["trainer"]["state"], status["health"], set(status["isolation"]["checks"].values())) == ("off", [], {"held"})
+    assert machine.run("systemctl", "show", "-p", "ActiveState", "tapestry-trainer").stdout == "ActiveState=inactive\n"
