@@ -454,7 +454,7 @@ def test_a_part_beyond_all_offers_is_its_reducers_lie(tmp_path: Path) -> None:
     """Everybody sees it, nobody votes for it, and it is charged to who signed it."""
 
     async def work() -> None:
-        async with peers(tmp_path, 3, average_ms=6000) as found:
+        async with peers(tmp_path, 3, average_ms=30_000) as found:
             *honest, evil = found
 
             def hostile(part: int, offers: object, reduce: Any = Exchange.reduce) -> Any:
