@@ -17,6 +17,7 @@ from protocols.canonical import digest
 from protocols.control import SCHEMA, Exit
 from protocols.ledger import HEADS_BYTES, Chain, Entry, Heads, Opened, Recovered, Released, Withheld, parse
 from protocols.refusal import Refused
+from tapestryd import canary
 from tapestryd.client import Client, Doc, default_socket
 from tapestryd.config import Checkpoint, Node
 from tapestryd.errors import LocalFault, NotAllowed
@@ -222,6 +223,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--witness", type=Path, metavar="FILE", help=f"what the network side remembers ({WITNESS})")
     p.add_argument("--socket", type=Path, metavar="PATH", help="the daemon's control socket, to ask what it sent")
     p.add_argument("--json", action="store_true", help="print one document")
+    p.set_defaults(verb=run)
+    canary.add(p.add_subparsers(metavar="canary", help=canary.HELP))
     return p
 
 
@@ -234,7 +237,7 @@ def _since(text: str) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
-    return ended(lambda: run(options), "tapestry audit")
+    return ended(lambda: options.verb(options), "tapestry audit")
 
 
 if __name__ == "__main__":

@@ -71,6 +71,7 @@ CLOCK = {
 }
 ENVIRONMENT = {
     "tapestryd.__main__": "hands it to config",
+    "tapestryd.canary": "hands it to config, and tells torch its threads",
     "tapestryd.config": "reads settings from what it is handed",
     "tapestryd.daemon": "hands it to logs and systemd",
     "tapestryd.auditing": "the socket's default place",

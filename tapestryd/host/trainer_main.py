@@ -8,7 +8,6 @@ sentence goes to standard error here, because a sentence can quote the data. Exi
 
 import argparse
 import hashlib
-import json
 import logging
 import os
 import signal
@@ -128,7 +127,7 @@ def _train(
     from tapestryd.training.data import Corpus, open_corpus
     from tapestryd.training.diloco import Replica, Where
     from tapestryd.training.exclusion import Exclusion
-    from tapestryd.training.model import fits, fresh
+    from tapestryd.training.model import end_of, fits, fresh
     from tapestryd.training.private import Private
     from tapestryd.training.records import open_records
     from tapestryd.training.text import Bytes, FromJson
@@ -147,7 +146,7 @@ def _train(
     with _blame(Code.TOKENIZER):
         if hashlib.sha256(vocabulary).hexdigest() != (rules.tokenizer.digest or hashlib.sha256(b"").hexdigest()):
             raise ConfigFault("the tokenizer that came from the network side is not the run rules'")
-        tokenizer = FromJson(vocabulary, _end(rules.model.config)) if vocabulary else Bytes()
+        tokenizer = FromJson(vocabulary, end_of(rules.model.config)) if vocabulary else Bytes()
     with _blame(Code.CONFIG):
         checkpoint = Checkpoint(config.checkpoint.dir, rules.run_id, waiting=alive)
         held.callback(checkpoint.close)
@@ -206,13 +205,6 @@ def _private(config: TrainerConfig, records: "Records", tokens: int, names: dict
         text.rate, asked.noise_multiplier, asked.max_grad_norm, budget.spent, asked.epsilon, asked.delta,
     )  # fmt: skip
     return text, budget
-
-
-def _end(config: str) -> int | None:
-    """The model configuration's end-of-document id; the first where it lists several."""
-    end = json.loads(config).get("eos_token_id")
-    first = end[0] if isinstance(end, list) and end else end
-    return first if type(first) is int else None
 
 
 class _Blamed(Exception):

@@ -188,3 +188,10 @@ def fits(model: Any, vocabulary: int, tokens: int) -> None:
     places = getattr(model.config, "max_position_embeddings", None)
     if isinstance(places, int) and places < tokens:
         raise ConfigFault(f"inner.tokens = {tokens}, but the model sees at most {places} tokens")
+
+
+def end_of(config: str) -> int | None:
+    """The model configuration's end-of-document id; the first where it lists several."""
+    end = json.loads(config).get("eos_token_id")
+    first = end[0] if isinstance(end, list) and end else end
+    return first if type(first) is int else None

@@ -51,10 +51,9 @@ from tapestryd.host.manifest import Manifest, parse, written
 from tapestryd.host.route import finite
 from tapestryd.host.state import StateDir
 from tapestryd.host.store import RunStore
-from tapestryd.host.trainer_main import _end
 from tapestryd.layers import files_at, load_daemon, load_trainer
 from tapestryd.training.exclusion import Exclusion
-from tapestryd.training.model import bytes_tokenizer, read_config
+from tapestryd.training.model import bytes_tokenizer, end_of, read_config
 from tapestryd.training.text import END, Bytes, FromJson, tokens_of
 from tapestryd.training.tokens import _indexed
 from tests.fuzz.target import Target
@@ -281,7 +280,7 @@ def _tokenizer(data: bytes) -> None:
 def _model(data: bytes) -> None:
     text = read_config(_file("config.json", data))
     assert isinstance(json.loads(text)["model_type"], str)
-    assert type(_end(text)) in (int, type(None))
+    assert type(end_of(text)) in (int, type(None))
 
 
 def _text(name: str) -> Callable[[bytes], None]:
