@@ -16,7 +16,7 @@ from protocols.control import SCHEMA, Exit
 from tapestryd.archive import Archive, Branch, Fault, branches, run_folder
 from tapestryd.config import Node
 from tapestryd.host.keys import verify
-from tapestryd.program import ended
+from tapestryd.program import ended, run_id
 from tapestryd.screen import clean, duration, short, size
 
 Doc = dict[str, Any]
@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     two.set_defaults(verb=show, files=[])
     for each in (one, two):
         each.add_argument("--state", type=Path, metavar="DIR", help=f"a daemon's state directory ({STATE_DIR}); it may be running")
-        each.add_argument("--run", type=_run_id, metavar="ID", help="the run that it must be; else the one that is there")
+        each.add_argument("--run", type=run_id, metavar="ID", help="the run that it must be; else the one that is there")
         each.add_argument("--json", action="store_true", help="print one document")
     return top
 
@@ -151,12 +151,6 @@ def shown(found: Doc) -> str:
 
 def _folder(options: argparse.Namespace) -> Path:
     return run_folder(options.state or STATE_DIR, options.run or "")
-
-
-def _run_id(text: str) -> str:
-    if not is_digest(text):
-        raise argparse.ArgumentTypeError(f"{text[:80]!r}: must be 64 hexadecimal digits, as after tapestry: in an invite")
-    return text
 
 
 def _progress(began: float) -> Callable[[int, int], None]:

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable
 
+from protocols.canonical import is_digest
 from protocols.control import Exit
 from tapestryd.errors import LocalFault, NotAllowed, NotRunning
 
@@ -49,3 +50,10 @@ def seconds(text: str) -> float:
     if not 0 < found <= 366 * 86_400:
         raise argparse.ArgumentTypeError(f"{text[:40]!r}: must be a number of seconds above 0")
     return found
+
+
+def run_id(text: str) -> str:
+    """For argparse."""
+    if not is_digest(text):
+        raise argparse.ArgumentTypeError(f"{text[:80]!r}: must be 64 hexadecimal digits, as after tapestry: in an invite")
+    return text

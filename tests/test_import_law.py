@@ -73,6 +73,7 @@ ENVIRONMENT = {
     "tapestryd.__main__": "hands it to config",
     "tapestryd.canary": "hands it to config, and tells torch its threads",
     "tapestryd.config": "reads settings from what it is handed",
+    "tapestryd.contrib": "the socket's default place",
     "tapestryd.daemon": "hands it to logs and systemd",
     "tapestryd.auditing": "the socket's default place",
     "tapestryd.declaring": "hands it to config",

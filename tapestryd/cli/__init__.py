@@ -20,6 +20,7 @@ PROGRAMS = {
     ("run", "new"): "tapestryd.founding",
     ("lineage",): "tapestryd.audit",
     ("audit",): "tapestryd.auditing",
+    ("contrib",): "tapestryd.contrib",
     ("member",): "tapestryd.delegating",
     ("data",): "tapestryd.declaring",
     ("completion",): "tapestryd.completing",
@@ -55,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
         noun.add(verbs)
     verbs.elsewhere("lineage", "tapestry lineage", "prove a base from files, offline")
     verbs.elsewhere("audit", "tapestry audit", "what left this machine, and that nobody changed the ledger of it")
+    verbs.elsewhere("contrib", "tapestry contrib", "who took part in the run, and how much, as certificates have it")
     verbs.elsewhere("member", "tapestry member", "a Member's key and delegations")
     verbs.elsewhere("data", "tapestry data", "declare the data that this machine trains on")
     verbs.elsewhere("completion", "tapestry completion", "complete these commands in bash, zsh or fish")
