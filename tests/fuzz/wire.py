@@ -4,6 +4,7 @@ Signatures always hold here: whoever sends something can sign it with a key of i
 """
 
 import asyncio
+import io
 import json
 import struct
 from dataclasses import replace
@@ -16,7 +17,7 @@ from hivemind.utils.multiaddr import Multiaddr
 from hivemind.utils.serializer import MSGPackSerializer
 from hivemind.utils.timed_storage import get_dht_time
 
-from protocols import limits
+from protocols import accounts, limits
 from protocols.canonical import Json, Signed, digest, dumps, loads
 from protocols.grouping import BITMAP_BYTES, Claim, Roster, accept, bitmap, in_bitmap
 from protocols.identity import peer_id, public_key
@@ -193,6 +194,25 @@ def _sealed_entry(data: bytes) -> bytes:
         return data
 
 
+def _account(data: bytes) -> None:
+    rules, found = accounts.read(io.BytesIO(data).read, "", yes)
+    assert found.run == rules.run_id
+    rounds = found.last - found.first + 1
+    assert all(1 <= share.rounds <= min(rounds, share.steps) for share in found.shares)
+    assert sum(share.weight_ppm for share in found.shares) <= sum(share.rounds for share in found.shares) * accounts.WHOLE
+    assert all(share.weight_ppm > 0 for share in found.shares)
+
+
+def _evidence() -> list[bytes]:
+    heads = [entry.head() for entry, _ in line().entries]
+    return [accounts.opening(line().rules) + b"".join(some) for some in (heads, heads[1:])]
+
+
+def _sealed_evidence(data: bytes) -> bytes:
+    first, *heads = data.split(MAGIC)
+    return first + b"".join(_sealed_entry(MAGIC + head) for head in heads)
+
+
 def _snapshot(data: bytes) -> None:
     made = line()
     layout = made.base.layout
@@ -340,6 +360,7 @@ WIRE = {
     "vote": Target(_vote, lambda: [dumps(vote(roster(PEOPLE[:3]), PARTS).to_body())], FRAME),
     "part": Target(_part, _parts, FRAME),
     "entry": Target(_entry, _entries, FRAME, seal=_sealed_entry),
+    "account": Target(_account, _evidence, limits.RULES_BYTES + 2 * FRAME, seal=_sealed_evidence),
     "snapshot": Target(_snapshot, lambda: [line().snapshot()[0].to_bytes()], FRAME, seal=_sealed_snapshot),
     "rules": Target(
         _rules, lambda: [made.canonical() for made in (RULES, in_roster_mode(RULES), tiny.rules())], limits.RULES_BYTES, heap_bytes=1 << 22
