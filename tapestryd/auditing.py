@@ -224,7 +224,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--socket", type=Path, metavar="PATH", help="the daemon's control socket, to ask what it sent")
     p.add_argument("--json", action="store_true", help="print one document")
     p.set_defaults(verb=run)
-    canary.add(p.add_subparsers(metavar="canary", help=canary.HELP))
+    canary.add(p.add_subparsers(metavar="[canary]"))
     return p
 
 
