@@ -3,8 +3,10 @@
 import os
 import signal
 import subprocess
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 from types import TracebackType
 
@@ -27,6 +29,8 @@ class Lan:
     def __init__(self, machines: int, number: int) -> None:
         self.machines = machines
         self.number = number
+        self._cuts: Counter[tuple[int, int]] = Counter()
+        """(sender, receiver) → how many of the cuts there are part them."""
 
     def __enter__(self) -> "Lan":
         self.__exit__(None, None, None)
@@ -74,16 +78,16 @@ class Lan:
 
     def cut(self, senders: Iterable[int], receivers: Iterable[int]) -> None:
         """Nothing that `senders` send reaches `receivers`; nobody is told. One way: the other way is another cut."""
-        receivers = list(receivers)
-        for sender in senders:
-            for receiver in receivers:
-                at = (self.address(receiver), "lladdr", _NOBODY, "dev", "eth0", "nud", "permanent")
-                _ip("-n", self.namespace(sender), "neigh", "replace", *at)
+        for sender, receiver in product(senders, receivers):
+            self._cuts[sender, receiver] += 1
+            at = (self.address(receiver), "lladdr", _NOBODY, "dev", "eth0", "nud", "permanent")
+            _ip("-n", self.namespace(sender), "neigh", "replace", *at)
 
     def mend(self, senders: Iterable[int], receivers: Iterable[int]) -> None:
-        receivers = list(receivers)
-        for sender in senders:
-            for receiver in receivers:
+        """Takes one cut back; who are parted by another one, too, stay so."""
+        for sender, receiver in product(senders, receivers):
+            self._cuts[sender, receiver] -= 1
+            if not self._cuts[sender, receiver]:
                 _ip("-n", self.namespace(sender), "neigh", "del", self.address(receiver), "dev", "eth0")
 
     def slow(self, machine: int, rate: str) -> None:
