@@ -5,6 +5,7 @@ Runs as a program of its own, because the operator's CLI never imports torch. Ne
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from protocols.control import SCHEMA, Exit
 from tapestryd.archive import Archive, Branch, Fault, branches, run_folder
 from tapestryd.config import Node
 from tapestryd.host.keys import verify
+from tapestryd.layers import daemon_at_hand
 from tapestryd.program import ended, run_id
 from tapestryd.screen import clean, duration, short, size
 
@@ -150,7 +152,7 @@ def shown(found: Doc) -> str:
 
 
 def _folder(options: argparse.Namespace) -> Path:
-    return run_folder(options.state or STATE_DIR, options.run or "")
+    return run_folder(options.state or daemon_at_hand(os.environ).node.state_dir, options.run or "")
 
 
 def _progress(began: float) -> Callable[[int, int], None]:

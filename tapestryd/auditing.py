@@ -24,6 +24,7 @@ from tapestryd.errors import LocalFault, NotAllowed
 from tapestryd.host.clock import now_ms
 from tapestryd.host.keys import verify
 from tapestryd.host.ledger import read, segments
+from tapestryd.layers import daemon_at_hand, trainer_at_hand
 from tapestryd.program import ended
 from tapestryd.settings import parse_duration
 from tapestryd.statement import shown
@@ -181,10 +182,11 @@ def document(found: Account, folder: Path, witness: str | None, egress: Doc | st
 
 def run(options: argparse.Namespace) -> int:
     now = now_ms()
-    folder = options.ledger or LEDGER
+    folder = options.ledger or trainer_at_hand(os.environ).checkpoint.dir / "ledger"
     memory = Memory(WITNESS, Heads(), "--witness names the witness.json of the network side")
     if options.verify and (options.witness or not options.ledger):  # read before the ledger, which may grow meanwhile
-        memory = remembered(options.witness or WITNESS, asked=options.witness is not None)
+        witness = options.witness or daemon_at_hand(os.environ).node.state_dir / "witness.json"
+        memory = remembered(witness, asked=options.witness is not None)
     found = Account(max(0, now - round(options.since * 1000)), {number for number, _ in memory.heads.heads})
     try:
         reckon(folder, found, check=options.verify)
@@ -219,7 +221,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--verify", action="store_true", help="prove that no entry was changed, added or taken away; exit 1 naming the first that was"
     )
-    p.add_argument("--ledger", type=Path, metavar="DIR", help=f"checkpoint.dir/ledger ({LEDGER})")
+    p.add_argument("--ledger", type=Path, metavar="DIR", help=f"checkpoint.dir/ledger ({LEDGER}, or as trainer.toml says)")
     p.add_argument("--witness", type=Path, metavar="FILE", help=f"what the network side remembers ({WITNESS})")
     p.add_argument("--socket", type=Path, metavar="PATH", help="the daemon's control socket, to ask what it sent")
     p.add_argument("--json", action="store_true", help="print one document")

@@ -24,7 +24,7 @@ from tapestryd.config import TrainerChoice, TrainerConfig
 from tapestryd.errors import ConfigFault, Unavailable
 from tapestryd.host.accountant import Steps, epsilon, missing
 from tapestryd.host.datasets import admitted
-from tapestryd.layers import files_at, load_trainer
+from tapestryd.layers import files_at, load_trainer, usual
 from tapestryd.program import whole
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def add(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     )
     p.add_argument("--run", type=Path, required=True, metavar="run.toml", help="the run's rules: tapestry run show > run.toml")
     p.add_argument("--model", type=Path, required=True, metavar="DIR", help="the Shared Base: tapestry export DIR")
-    p.add_argument("--config", type=Path, default=TrainerChoice().config, metavar="FILE", help="trainer.toml (%(default)s)")
+    p.add_argument("--config", type=Path, metavar="FILE", help=f"trainer.toml ({TrainerChoice().config}, or your own daemon's)")
     p.add_argument("--tokens", type=whole(1000, 1 << 40), default=500_000, metavar="N", help="of this machine's text at most (%(default)s)")
     p.add_argument("--passes", type=whole(1, 1000), default=4, metavar="N", help="how often the text is gone through (%(default)s)")
     p.add_argument("--only", choices=("plain", "private"), help="one of the two (default: both)")
@@ -69,7 +69,7 @@ class Way:
 
 
 def canary(options: argparse.Namespace) -> int:
-    rules, config = _rules(options.run), load_trainer(files_at(options.config), os.environ, {}).config
+    rules, config = _rules(options.run), load_trainer(files_at(options.config or usual(os.environ, "trainer.toml")), os.environ, {}).config
     ways = (options.only,) if options.only else ("plain", "private")
     if "private" in ways and (fault := missing()):
         raise Unavailable(f"differential privacy needs an accountant: {fault}; or give --only plain")

@@ -29,6 +29,7 @@ from tapestryd.config import Node
 from tapestryd.errors import LocalFault
 from tapestryd.host.files import write
 from tapestryd.host.keys import read_key, verify
+from tapestryd.layers import daemon_at_hand
 from tapestryd.program import ended, run_id
 from tapestryd.screen import clean, labelled, number, short, table
 
@@ -57,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def shown(options: argparse.Namespace) -> int:
-    state = options.state or STATE_DIR
+    state = options.state or daemon_at_hand(os.environ).node.state_dir
     rules, heads = _log(run_folder(state, options.run or ""))
     mine = ""
     with suppress(OSError, Refused):
@@ -69,7 +70,7 @@ def shown(options: argparse.Namespace) -> int:
 def export(options: argparse.Namespace) -> int:
     if options.file.exists():
         raise LocalFault(f"{options.file} is there already; name another file.")
-    rules, heads = _log(run_folder(options.state or STATE_DIR, options.run or ""))
+    rules, heads = _log(run_folder(options.state or daemon_at_hand(os.environ).node.state_dir, options.run or ""))
     packer = zlib.compressobj(wbits=31)  # gzip
     chunks = [packer.compress(accounts.opening(rules))]
 

@@ -21,7 +21,7 @@ from tapestryd.host.accountant import missing
 from tapestryd.host.datasets import Dataset
 from tapestryd.host.files import write
 from tapestryd.host.manifest import CLASSES, CONSTRAINTS, UNDECLARED, Manifest, key, refusal
-from tapestryd.layers import files_at, load_trainer
+from tapestryd.layers import files_at, load_trainer, usual
 from tapestryd.program import ended
 from tapestryd.screen import clean, size
 from tapestryd.training.exclusion import protected
@@ -88,7 +88,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _config(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--config", type=Path, default=TrainerChoice().config, metavar="FILE", help="trainer.toml (%(default)s)")
+    verb.add_argument("--config", type=Path, metavar="FILE", help=f"trainer.toml ({TrainerChoice().config}, or your own daemon's)")
 
 
 def add(options: argparse.Namespace) -> int:
@@ -120,7 +120,7 @@ def listing(options: argparse.Namespace) -> int:
 
 
 def _loaded(options: argparse.Namespace) -> TrainerConfig:
-    return load_trainer(files_at(options.config), os.environ, {}).config
+    return load_trainer(files_at(options.config or usual(os.environ, "trainer.toml")), os.environ, {}).config
 
 
 def _document(dataset: Dataset, config: TrainerConfig) -> dict[str, Any]:
@@ -208,7 +208,7 @@ def _change(
     options: argparse.Namespace, drop_ins: Callable[[Path, Path], bool], folder: Path, before: Sequence[Path], after: Sequence[Path]
 ) -> None:  # fmt: skip
     """Change the drop-ins where there are units, then data.paths, and say how it takes effect. Raises ConfigFault, NotAllowed."""
-    path, separate = options.config, allowance.separate(options.units)
+    path, separate = options.config or usual(os.environ, "trainer.toml"), allowance.separate(options.units)
     try:
         text = with_value(path.read_text(), "data.paths", list(map(str, after))) if before != after else ""
         changed = drop_ins(options.units, folder) if separate else False

@@ -96,6 +96,26 @@ def load_trainer(files: Sequence[Source], environ: Mapping[str, str], flags: Map
     return loaded
 
 
+def usual(environ: Mapping[str, str], name: str = "tapestryd.toml") -> Path:
+    """Where a side's file lies: the service's, or where there is none, the one of a daemon that this user runs."""
+    service, folder = Path("/etc/tapestry", name), environ.get("XDG_CONFIG_HOME") or Path(environ.get("HOME", "/"), ".config")
+    own = Path(folder, "tapestry", name)
+    return own if own.exists() and not service.exists() else service
+
+
+def daemon_at_hand(environ: Mapping[str, str]) -> DaemonConfig:
+    """As the usual file says; as built in, where it is not there, or not for this user to read. Raises ConfigFault."""
+    return load_daemon(files_at(_readable(usual(environ))), environ, {}).config
+
+
+def trainer_at_hand(environ: Mapping[str, str]) -> TrainerConfig:
+    return load_trainer(files_at(_readable(usual(environ, "trainer.toml"))), environ, {}).config
+
+
+def _readable(file: Path) -> Path | None:
+    return file if os.access(file, os.R_OK) else None
+
+
 def of_trainer(name: str) -> bool:
     """TAPESTRY_TRAINER__CONFIG is the daemon's section "trainer"; TAPESTRY_TRAINER_DATA__PATHS is the trainer's own."""
     return name.startswith("TAPESTRY_TRAINER_") and not name.startswith("TAPESTRY_TRAINER__")

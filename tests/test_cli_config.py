@@ -25,6 +25,8 @@ DEPLOY = Path(__file__).parent.parent / "deploy"
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
     """The examples, with each other's place in this folder."""
+    tmp_path = tmp_path / "tapestry"
+    tmp_path.mkdir()
     for name in ("tapestryd.toml", "trainer.toml"):
         text = (DEPLOY / name).read_text().replace('#config = "/etc/tapestry/', f'config = "{tmp_path}/')
         (tmp_path / name).write_text(text)
@@ -160,6 +162,9 @@ def test_profiles(files: Path) -> None:
     assert config(files, "get", "node.profile", "--trainer").stdout == "laptop\n"
     assert config(files, "profile", "apply", "mainframe").returncode == 2
     assert config(files, "set", "storage.keep_snapshots", "2").returncode == 0
+    (files.parent / "systemd" / "user").mkdir(parents=True)
+    (files.parent / "systemd" / "user" / "tapestry.service").touch()
+    assert config(files, "profile", "apply", "server").stdout.endswith("\nIt takes effect with: systemctl --user restart tapestry.\n")
     assert f"storage.keep_snapshots: 2 stays, by {files}/tapestryd.toml\n" in config(files, "profile", "apply", "server").stdout
 
 

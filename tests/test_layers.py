@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tapestryd.config import DaemonConfig, TrainerConfig, settings_of
 from tapestryd.errors import ConfigFault
-from tapestryd.layers import files_at, load_daemon, load_trainer
+from tapestryd.layers import daemon_at_hand, files_at, load_daemon, load_trainer, trainer_at_hand, usual
 from tapestryd.profiles import PROFILES
 from tapestryd.settings import convert, parse_duration, parse_share, parse_size, written
 
@@ -113,3 +113,17 @@ def test_shares_as_files_write_them(text: str) -> None:
 )  # fmt: skip
 def test_values_as_people_write_them(kind: str, value: object, text: object) -> None:
     assert written(kind, value) == text
+
+
+@pytest.mark.skipif(Path("/etc/tapestry").exists(), reason="a service is installed here")
+def test_whoever_runs_a_daemon_of_their_own_needs_to_name_no_file(tmp_path: Path) -> None:
+    environ = {"HOME": str(tmp_path)}
+    assert usual(environ) == Path("/etc/tapestry/tapestryd.toml")
+    assert (daemon_at_hand(environ), trainer_at_hand(environ)) == (DaemonConfig(), TrainerConfig())
+    folder = tmp_path / ".config" / "tapestry"
+    folder.mkdir(parents=True)
+    (folder / "tapestryd.toml").write_text('schema_version = 1\n[node]\nstate_dir = "/mine"\n')
+    (folder / "trainer.toml").write_text('schema_version = 1\n[checkpoint]\ndir = "/mine too"\n')
+    assert daemon_at_hand(environ).node.state_dir == Path("/mine")
+    assert trainer_at_hand(environ).checkpoint.dir == Path("/mine too")
+    assert usual({**environ, "XDG_CONFIG_HOME": str(tmp_path)}) == Path("/etc/tapestry/tapestryd.toml")

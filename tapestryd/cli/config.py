@@ -245,7 +245,7 @@ def profile_apply(options: argparse.Namespace, client: Client) -> int:
     def said(document: Doc) -> str:
         lines = [f"{one['key']}: {json.dumps(one['before'])} → {json.dumps(one['after'])}" for one in changes]
         lines += [f"{one['key']}: {json.dumps(one['value'])} stays, by {one['origin']}" for one in stays]
-        how = " and ".join(side.restart for side in there)
+        how = " and ".join(dict.fromkeys(side.restart for side in there))
         return "\n".join([*lines, "Nothing is written." if options.dry_run else f"It takes effect with: {how}."]) + "\n"
 
     return show(options, {"schema": SCHEMA, "written": not options.dry_run, "changes": changes, "stays": stays}, said)

@@ -15,7 +15,7 @@ from typing import Any
 from tapestryd.client import Client
 from tapestryd.config import DaemonConfig, Setting, TrainerConfig, settings_of
 from tapestryd.errors import LocalFault, NotAllowed
-from tapestryd.layers import Loaded, Source, files_at, load_daemon, load_trainer, nearest
+from tapestryd.layers import Loaded, Source, files_at, load_daemon, load_trainer, nearest, usual
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,25 +63,25 @@ def sides(options: argparse.Namespace, client: Client) -> tuple[Side, Side]:
 
 
 def network_side(options: argparse.Namespace, client: Client) -> Side:
-    path = options.config.absolute() if options.config else _in_use(client) or _usual(os.environ)
-    return Side("tapestryd", path, DaemonConfig, "systemctl restart tapestryd", load_daemon)
+    path = options.config.absolute() if options.config else _in_use(client) or usual(os.environ)
+    return Side("tapestryd", path, DaemonConfig, _own(path) or "systemctl restart tapestryd", load_daemon)
 
 
 def data_side(path: Path) -> Side:
-    return Side(
-        "trainer", path.absolute(), TrainerConfig, "systemctl restart tapestry-trainer (without the units, tapestryd)", load_trainer
-    )
+    restart = _own(path) or "systemctl restart tapestry-trainer (without the units, tapestryd)"
+    return Side("trainer", path.absolute(), TrainerConfig, restart, load_trainer)
+
+
+def _own(path: Path) -> str:
+    """What starts both sides anew where install-user.sh has installed them; "" elsewhere."""
+    unit = path.parent.parent / "systemd" / "user" / "tapestry.service"
+    return "systemctl --user restart tapestry" if unit.exists() else ""
 
 
 def _in_use(client: Client) -> Path | None:
     with suppress(LocalFault, KeyError, TypeError):
         return next((Path(file) for file in client.ask("GET", "/v1/config")["files"]), None)
     return None
-
-
-def _usual(environ: Mapping[str, str]) -> Path:
-    own = Path(environ.get("XDG_CONFIG_HOME") or Path(environ.get("HOME", "/"), ".config"), "tapestry", "tapestryd.toml")
-    return own if own.exists() and not Path("/etc/tapestry/tapestryd.toml").exists() else Path("/etc/tapestry/tapestryd.toml")
 
 
 def of_key(both: Sequence[Side], key: str, *, trainer: bool) -> Side:
