@@ -26,5 +26,6 @@ systemctl --user daemon-reload
 systemctl --user enable --quiet tapestry.service tapestry-session.service
 systemctl --user restart tapestry.service
 
-echo "tapestry.service runs while you are logged in; 'loginctl enable-linger' keeps it running. Text goes to $data; then:"
-echo "  $HOME/.local/bin/tapestry run join 'tapestry:…'"
+echo "tapestry.service runs while you are logged in; 'sudo loginctl enable-linger $(id -un)' keeps it running. Text goes to $data; then:"
+echo "  tapestry run join 'tapestry:…' && tapestry wait --for training && tapestry status"
+case ":$PATH:" in *":$HOME/.local/bin:"*) ;; *) echo "(tapestry is in $HOME/.local/bin; log in anew, or add it to PATH)" ;; esac

@@ -1,7 +1,10 @@
 """The operator's handbook against the code: no fault, reason or metric that it does not explain, and none that is no more."""
 
 import re
+import shlex
 from pathlib import Path
+
+import pytest
 
 from protocols.control import STATES
 from protocols.trainer import Code, Withhold
@@ -10,7 +13,8 @@ from tapestryd.commands import below, every, tree
 from tapestryd.host.policy import Reason
 from tapestryd.words import REASONS
 
-HANDBOOK = (Path(__file__).parent.parent / "deploy" / "OPERATING.md").read_text()
+ROOT = Path(__file__).parent.parent
+HANDBOOK = (ROOT / "deploy" / "OPERATING.md").read_text()
 
 
 def rows(heading: str) -> set[str]:
@@ -49,3 +53,15 @@ def test_every_command() -> None:
     assert told == {
         command.prog.removeprefix("tapestry ") for command, _ in every(tree()) if command.get_default("verb") or not below(command)
     }
+
+
+@pytest.mark.parametrize("document", ["README.md", "deploy/README.md", "deploy/OPERATING.md"])
+def test_every_command_that_is_to_be_typed_is_one(document: str) -> None:
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / document).read_text(), re.S)
+    lines = [re.sub(r"\s# .*", "", line) for block in blocks for line in block.splitlines()]
+    typed = [words for line in lines for words in re.split(r"[|;]|&&", line) if re.match(r"\s*(sudo )?tapestry ", words)]
+    assert len(typed) > 4
+    for words in typed:
+        for name, value in {"sudo ": "", "RUN_ID": "0" * 64, "PEER_ID": "12D3KooWMTy1onqJaar8xuNXFe6PfarRPdxVNAEFYd9L4TNyKNEJ"}.items():
+            words = words.replace(name, value)
+        tree().parse_args(shlex.split(words)[1:])  # ends the test where it would end with 2
