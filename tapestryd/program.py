@@ -25,6 +25,9 @@ def ended(work: Callable[[], int], name: str = "") -> int:
     except BrokenPipeError:  # whoever read the output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at exit
         return 141
+    except PermissionError as error:
+        print(f"{before}{error.filename}: only root and whoever it belongs to may do that; use sudo", file=sys.stderr)
+        return Exit.NO_PERMISSION
     except OSError as error:
         print(f"{before}{error.filename}: {error.strerror}", file=sys.stderr)
         return Exit.FAILED
