@@ -37,9 +37,11 @@ class Isolation:
             log.warning("%s", sentence)
 
     def heard(self, checks: Checks) -> None:
-        """What the data side has found of its own; now there is somebody to be looked into, too. Raises ConfigFault as `look`."""
-        self._data = checks
-        self.look()
+        """What the data side has found of its own. With the first there is somebody to be looked into, too: raises ConfigFault as `look`.
+        Later ones cost nothing, however many it sends."""
+        first, self._data = self._data is None, checks
+        if first:
+            self.look()
 
     def forget(self) -> None:
         """The trainer that was heard has ended."""

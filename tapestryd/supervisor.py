@@ -7,6 +7,7 @@ arrive as codes; the sentences for them are here, the details in the trainer's o
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from protocols.trainer import (
     Precision,
     Ready,
     Report,
+    Stop,
     Withheld,
     Withhold,
 )  # fmt: skip
@@ -98,6 +100,8 @@ class Supervisor:
         self._wanted.set()
         self._letting_go: asyncio.Task[None] | None = None
         self.trainer: Trainer | None = None
+        self._asked: deque[tuple[int, int]] = deque()
+        """(round, fragment) of each STOP that this trainer has not answered yet; it answers in order."""
         self.ready: Ready | None = None
         self.beat: Beat | None = None
         self.heldout: control.Heldout | None = None
@@ -150,6 +154,8 @@ class Supervisor:
 
     def send(self, order: Order) -> None:
         if self.trainer is not None:
+            if isinstance(order, Stop):
+                self._asked.append((order.round, order.fragment))
             self.trainer.send(order)
 
     async def stop(self, timeout_s: float) -> None:
@@ -188,10 +194,14 @@ class Supervisor:
             self.fault = f"the trainer {how}"
         self.trainer = None
         self.ready = None
+        self._asked.clear()
         self._ended.set()
         self._on_down()
 
     def _report(self, report: Report) -> None:
+        if not self._due(report):
+            self.refuse("the data side said what nobody had asked for, and is no longer believed; its log may say why")
+            return
         match report:
             case Ready():
                 self.ready, self.fault = report, ""
@@ -216,6 +226,12 @@ class Supervisor:
                 self._on_checks(report)
             case Fault():
                 self.fault = SENTENCES[Code(report.code)]
+
+    def _due(self, report: Report) -> bool:
+        """What costs us something is taken once for each time that it is due: a flood of it would be work without end."""
+        if isinstance(report, Delta | Withheld):
+            return bool(self._asked) and self._asked.popleft() == (report.round, report.fragment)
+        return not isinstance(report, Ready) or self.ready is None
 
     @property
     def health(self) -> list[str]:

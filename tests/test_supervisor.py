@@ -3,13 +3,15 @@
 import asyncio
 import os
 import signal
+import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import uvloop
 
-from protocols.trainer import ALL_FRAGMENTS, Base, Train
+from protocols.trainer import ABI, ALL_FRAGMENTS, Base, Delta, Ready, Report, Stop, Train, Withheld, pack
 from tapestryd.host.trainer import Work
 from tapestryd.supervisor import Supervisor
 from tests.host.home import Home, stewarded
@@ -125,6 +127,51 @@ def test_one_that_is_stuck_is_let_go_of(home: Home, monkeypatch: pytest.MonkeyPa
 
     with stewarded(home) as steward:
         uvloop.run(asyncio.wait_for(work(steward), 240))
+
+
+ANSWER = Delta(1, 0, 9, 9, 9, 1.0, 1.0, 1, bytes(32))
+
+
+@pytest.mark.parametrize(
+    ("stops", "said", "believed"),
+    [
+        ([1], [ANSWER], True),
+        ([1, 2], [ANSWER, Withheld(2, 0, 1)], True),
+        ([], [ANSWER], False),
+        ([1], [ANSWER, ANSWER], False),
+        ([2], [ANSWER], False),
+        ([1], [replace(ANSWER, fragment=1)], False),
+        ([], [Withheld(1, 0, 1)], False),
+        ([], [None], False),
+    ],
+)  # fmt: skip
+def test_what_was_not_asked_for_is_not_believed(stops: list[int], said: list[Report | None], believed: bool, home: Home) -> None:
+    """A flood of answers would be copied, written to disk and fed to the round, each of them. None: READY once more."""
+
+    async def work(listening: socket.socket) -> None:
+        loop, heard = asyncio.get_running_loop(), list[Delta | Withheld]()
+        watched = Watched(home, 0)
+        watched.supervisor._on_stopped = heard.append  # type: ignore[method-assign]
+        watched.supervisor.start()
+        channel, _ = await loop.sock_accept(listening)
+        ready = Ready(ABI, home.layout.elements, 0, 0, 0)
+        with channel:
+            channel.send(pack(ready))
+            await watched.ready.wait()
+            for round in stops:
+                watched.supervisor.send(Stop(round, 0))
+            for report in said:
+                channel.send(pack(report or ready))
+            await (until(lambda: len(heard) == len(said)) if believed else watched.down.wait())
+        assert (not watched.supervisor.fault) == believed
+        assert len(heard) == (len(said) if believed else len(said) - 1)
+        await watched.supervisor.stop(1)
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
+        listening.bind(str(home.socket))
+        listening.listen()
+        listening.setblocking(False)
+        asyncio.run(asyncio.wait_for(work(listening), 60))
 
 
 def test_its_steward_is_watched_before_it_comes_while_it_is_there_and_when_it_has_gone(home: Home) -> None:

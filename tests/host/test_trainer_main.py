@@ -1,5 +1,6 @@
 """What the trainer does on its channel, with the daemon played by hand: order by order, fault by fault."""
 
+import contextlib
 import json
 import logging
 import math
@@ -190,6 +191,17 @@ def test_a_daemon_that_is_gone_is_noticed_while_training(home: Home, daemons: li
     daemon.send(Train(0, 0))
     daemon.next(Beat)
     daemon.socket.close()
+    assert daemon.end() == 0
+    assert home.saved.exists()
+
+
+def test_a_daemon_that_does_not_listen_is_gone(home: Home, daemons: list[Daemon]) -> None:
+    """It cannot hold a trainer, with its checkpoint unwritten, by leaving its reports where they are."""
+    daemon = ready(home, daemons)
+    daemon.base()
+    with contextlib.suppress(ConnectionError):
+        for round in range(2000):
+            daemon.send(Stop(round, 0))
     assert daemon.end() == 0
     assert home.saved.exists()
 
