@@ -119,6 +119,8 @@ def test_everything_is_put_in_its_place_and_configurations_stay(tmp_path: Path) 
     written = {path for path in placed if path.startswith("usr/share/") and not path.startswith("usr/share/tapestry/")}
     assert len(written) == 7
     assert [path for path in written if f"/{path}" not in removed] == []
+    removed = (DEPLOY / "uninstall-user.sh").read_text()
+    assert [path for path in written if path.removeprefix("usr/share/") not in removed] == []
     ours = tmp_path / "etc" / "tapestry" / "trainer.toml"
     ours.write_text("ours")
     subprocess.run(place, check=True)
