@@ -17,7 +17,8 @@ from protocols.lineage import Tip
 from protocols.membership import Delegation
 from protocols.records import Presence
 from protocols.refusal import Reason, Refused
-from protocols.rounds import Seen
+from protocols.rounds import Member, Seen, State
+from protocols.schedule import Schedule
 from tapestryd.host.clock import now_ms, verdict
 from tapestryd.swarm.doubts import Doubts
 from tapestryd.swarm.lineage import Fetcher
@@ -44,6 +45,16 @@ class _Known:
     rtt_ms: float | None = None
     skew_ms: int | None = None
     pinged: float = -_PING_S
+
+
+def look_s(schedule: Schedule, now_ms: int, member: Member | None) -> float:
+    """How long it is to the next look. At each of them all that hold records send all of them; so, where nothing depends on who comes
+    and goes before the boundary, and that is far, it is half as often. A presence lives long enough for two."""
+    near = schedule.boundary(schedule.round_at(now_ms)) - now_ms < limits.PRESENCE_MS
+    rests = member is not None and (
+        member.state in (State.TRAINING, State.PAUSED) or (member.state is State.JOINING and "trainer" in member.reasons)
+    )
+    return min(limits.PRESENCE_MS / 2000 if rests and not near else 5.0, max(0.5, schedule.period_ms / 8000))
 
 
 class Neighbours:

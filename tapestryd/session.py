@@ -31,7 +31,7 @@ from tapestryd.host.trainer import Work
 from tapestryd.host.watch import Watch
 from tapestryd.isolation import Isolation
 from tapestryd.keeper import Keeper
-from tapestryd.neighbours import Neighbours
+from tapestryd.neighbours import Neighbours, look_s
 from tapestryd.roll import Roll
 from tapestryd.supervisor import Supervisor
 from tapestryd.swarm.donor import Donor
@@ -198,8 +198,8 @@ class Session:
         assert self.rules is not None
         assert self.roll is not None
         schedule = self.rules.schedule
-        interval = min(5.0, max(0.5, self.rules.schedule.period_ms / 8000))
         while True:
+            interval = look_s(schedule, now_ms(), self.member)
             self.roll.look(schedule.boundary(schedule.round_at(now_ms())))
             try:
                 await self._refresh()

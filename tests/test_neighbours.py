@@ -13,7 +13,7 @@ from protocols.records import Presence
 from protocols.rounds import BaseLoaded, CatchUp, Effect, Event, Member, PeersSeen, State, TrainerUp
 from protocols.schedule import Schedule
 from tapestryd import neighbours
-from tapestryd.neighbours import Neighbours
+from tapestryd.neighbours import Neighbours, look_s
 from tapestryd.swarm.donor import Donor
 from tapestryd.swarm.lineage import Fetcher
 from tapestryd.swarm.node import Node
@@ -226,3 +226,20 @@ def test_who_does_not_answer_hides_nobody_who_does(tmp_path: Path) -> None:
                     await watcher.moved.wait()
 
     go(work)
+
+
+def test_looks_are_rarer_only_where_nothing_depends_on_them() -> None:
+    minutes = Schedule(0, 300_000, 60_000)
+    member = Member(minutes, 2)
+    assert look_s(minutes, 0, None) == look_s(minutes, 0, member) == 5.0
+    for state in State:
+        member.state = state
+        rests = state in (State.TRAINING, State.PAUSED)
+        looks = [look_s(minutes, at_ms, member) for at_ms in (0, 280_000, 280_001, 330_000, 360_000)]
+        assert looks == ([10.0, 10.0, 5.0, 5.0, 10.0] if rests else [5.0] * 5)
+        assert look_s(Schedule(0, 20_000, 12_000), 0, member) == 4.0
+        assert look_s(Schedule(0, 1000, 1000), 0, member) == 0.5
+    serving = Member(minutes, 1)
+    serving.handle(BaseLoaded(Tip(1, 1, "a" * 64)), 0)
+    assert serving.reasons == ("trainer",)
+    assert look_s(minutes, 0, serving) == 10.0

@@ -24,9 +24,13 @@ _KEYS = 8
 
 
 async def dht_node(p2p: P2P, key: str, verify: Verify) -> tuple[DHTNode, "Guard"]:
-    """A node that stores under `key` only, and what guards it. Nothing is cached at others: a presence lives for seconds."""
+    """A node that stores under `key` only, and what guards it. Nothing is cached, and nothing fetched anew because of that: a presence
+    lives for seconds."""
     guard = Guard(DHTID.generate(source=key))
-    node = await DHTNode.create(p2p=p2p, record_validator=OwnRecords(verify, guard.key), authorizer=guard, cache_nearest=0)
+    node = await DHTNode.create(
+        p2p=p2p, record_validator=OwnRecords(verify, guard.key), authorizer=guard,
+        cache_locally=False, cache_nearest=0, cache_refresh_before_expiry=0,
+    )  # fmt: skip
     guard.storage = node.protocol.storage
     return node, guard
 
