@@ -68,6 +68,7 @@ class Trainer:
         self._socket: socket.socket
         self._status: int | None = None
         self._ended = asyncio.Event()
+        self._more: asyncio.Handle | None = None
 
     @classmethod
     def start(cls, work: Work, where: Path, *, on_report: Callable[[Report], None], on_exit: Callable[[int | None], None]) -> "Trainer":
@@ -126,12 +127,18 @@ class Trainer:
         if self._ended.is_set():
             return
         self._loop.remove_reader(self._socket.fileno())
+        if self._more is not None:
+            self._more.cancel()
         self._socket.close()
         self._ended.set()
         self._on_exit(self._status)
 
     def _read(self) -> None:
-        """Pass on the reports that have come, so many at most."""
+        """Pass on the reports that have come, so many at most; what is left, in the next turn: uvloop does not watch a socket any more
+        on which it has seen an error, which here means that the trainer ended with orders unread."""
+        if self._more is not None:
+            self._more.cancel()
+            self._more = None
         for _ in range(_BURST):
             try:
                 packet = self._socket.recv(SIZE + 1)
@@ -151,6 +158,7 @@ class Trainer:
                 self._on_report(report)
             if self._ended.is_set():  # whoever heard it closed us
                 return
+        self._more = self._loop.call_soon(self._read)
 
     def _checked(self, packet: bytes) -> Report:
         report = unpack(packet)

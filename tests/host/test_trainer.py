@@ -33,6 +33,7 @@ from protocols.trainer import (
     Report,
     Stop,
     Train,
+    pack,
     unpack,
 )
 from tapestryd.host.steward import environment_of
@@ -217,6 +218,22 @@ def test_who_does_not_read_is_given_up_and_never_blocks(home: Home, impostor: so
                 for number in range(0 if stop else 5000):
                     handle.trainer.send(Train(number, 0))
                 assert await handle.ended is None
+
+    run(work())
+
+
+def test_the_end_of_one_that_left_orders_unread_and_much_to_read(home: Home, impostor: socket.socket, run: Loop) -> None:
+    """More than is read in one turn, and an error on the socket, which uvloop reports once."""
+
+    async def work() -> None:
+        handle = Handle(home, 0).start()
+        channel, _ = impostor.accept()
+        handle.trainer.send(Train(0, 0))
+        with channel:
+            for _ in range(150):
+                channel.send(pack(Beat(1, 1, 1.0, 1.0, 1, 0.0, 0)))
+        assert await asyncio.wait_for(handle.ended, 20) is None
+        assert handle.reports.qsize() == 150
 
     run(work())
 
