@@ -25,7 +25,7 @@ from tapestryd.errors import ConfigFault, Unavailable
 from tapestryd.host.accountant import Steps, epsilon, missing
 from tapestryd.host.datasets import admitted
 from tapestryd.layers import files_at, load_trainer, usual
-from tapestryd.program import whole
+from tapestryd.program import rules_at, whole
 
 if TYPE_CHECKING:
     from tapestryd.training.canaries import Canary
@@ -69,7 +69,8 @@ class Way:
 
 
 def canary(options: argparse.Namespace) -> int:
-    rules, config = _rules(options.run), load_trainer(files_at(options.config or usual(os.environ, "trainer.toml")), os.environ, {}).config
+    rules = rules_at(options.run)
+    config = load_trainer(files_at(options.config or usual(os.environ, "trainer.toml")), os.environ, {}).config
     ways = (options.only,) if options.only else ("plain", "private")
     if "private" in ways and (fault := missing()):
         raise Unavailable(f"differential privacy needs an accountant: {fault}; or give --only plain")
@@ -203,15 +204,6 @@ def _row(label: str, cells: Iterable[str]) -> str:
 def _cell(values: Sequence[float], highest: float) -> str:
     known = sum(value == highest for value in values)
     return f"{sum(values) / len(values):5.2f}  ≤ {max(values):5.2f}" + (f"  {known} by heart" if known else "")
-
-
-def _rules(path: Path) -> RunRules:
-    try:
-        return RunRules.from_toml(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigFault(f"--run {path}: {getattr(error, 'strerror', error)}; write it with: tapestry run show > run.toml") from None
-    except Refused as refused:
-        raise ConfigFault(f"--run {path}: {refused.detail}") from None
 
 
 def _tokenizer(folder: Path, rules: RunRules) -> "Tokenizer":

@@ -1,13 +1,16 @@
-"""How the operator's programs end, and numbers on their command lines: one sentence and an exit code, never a traceback."""
+"""How the operator's programs end, and what stands on their command lines: one sentence and an exit code, never a traceback."""
 
 import argparse
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from protocols.canonical import is_digest
 from protocols.control import Exit
-from tapestryd.errors import LocalFault, NotAllowed, NotRunning
+from protocols.refusal import Refused
+from protocols.rules import RunRules
+from tapestryd.errors import ConfigFault, LocalFault, NotAllowed, NotRunning
 
 
 def ended(work: Callable[[], int], name: str = "") -> int:
@@ -31,6 +34,16 @@ def ended(work: Callable[[], int], name: str = "") -> int:
     except OSError as error:
         print(f"{before}{error.filename}: {error.strerror}", file=sys.stderr)
         return Exit.FAILED
+
+
+def rules_at(path: Path) -> RunRules:
+    """Of a run.toml. Raises ConfigFault."""
+    try:
+        return RunRules.from_toml(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigFault(f"{path}: {getattr(error, 'strerror', error)}; write it with: tapestry run show > run.toml") from None
+    except Refused as refused:
+        raise ConfigFault(f"{path}: {refused.detail}") from None
 
 
 def whole(low: int, high: int) -> Callable[[str], int]:

@@ -108,7 +108,7 @@ def way(epsilon: float | None, shows_from: int | None, bits: float) -> dict[str,
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--run", "nowhere.toml"], "--run nowhere.toml: No such file or directory; write it with: tapestry run show > run.toml"),
+        (["--run", "nowhere.toml"], "nowhere.toml: No such file or directory; write it with: tapestry run show > run.toml"),
         (["--model", "nowhere"], "nowhere: "),
         (["--tokens", "many"], "argument --tokens: 'many': must be a whole number from 1000 to "),
     ],

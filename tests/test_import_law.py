@@ -71,6 +71,7 @@ CLOCK = {
 }
 ENVIRONMENT = {
     "tapestryd.__main__": "hands it to config",
+    "tapestryd.bench": "hands it to config, and tells torch its threads",
     "tapestryd.canary": "hands it to config, and tells torch its threads",
     "tapestryd.config": "reads settings from what it is handed",
     "tapestryd.contrib": "the socket's default place, and where this user's files of settings are",

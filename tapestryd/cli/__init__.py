@@ -18,6 +18,7 @@ from tapestryd.program import ended
 
 PROGRAMS = {
     ("run", "new"): "tapestryd.founding",
+    ("bench",): "tapestryd.bench",
     ("lineage",): "tapestryd.audit",
     ("audit",): "tapestryd.auditing",
     ("contrib",): "tapestryd.contrib",
@@ -54,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     verbs = Verbs(top, common(top))
     for noun in (status, peers, run, orders, log, config, doctor, support, identity, backup):
         noun.add(verbs)
+    verbs.elsewhere("bench", "tapestry bench", "what this machine would bring to a run, measured")
     verbs.elsewhere("lineage", "tapestry lineage", "prove a base from files, offline")
     verbs.elsewhere("audit", "tapestry audit", "what left this machine, and that nobody changed the ledger of it")
     verbs.elsewhere("contrib", "tapestry contrib", "who took part in the run, and how much, as certificates have it")
