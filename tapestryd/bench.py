@@ -33,8 +33,8 @@ _WIDTH = 100
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="tapestry bench",
-        description="Measure what this machine would bring to a run: local steps of its model with its optimizer, on made-up tokens, and what "
-        "a round of it moves. Nothing is sent or kept; a trainer that is at work on the same GPU makes it slower.",
+        description="Measure what this machine would bring to a run: local steps of its model with its optimizer, on made-up tokens, and "
+        "what a round of it moves. Nothing is sent or kept; a trainer that is at work on the same GPU makes it slower.",
     )
     p.add_argument(
         "run", type=Path, metavar="run.toml", help="the run's rules, as `tapestry run new` wrote them, or: tapestry run show > run.toml"
@@ -81,9 +81,8 @@ def measured(rules: RunRules, compute: Compute, seconds: float) -> Doc:
         Offer(rules, replica.delta(0).cpu())
         offered_s = time.perf_counter() - before
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        raise Unavailable(
-            f"this model with batches of {inner.sequences} times {inner.tokens} tokens does not run here: {_line(error)}"
-        ) from None
+        batch = f"batches of {inner.sequences} times {inner.tokens} tokens"
+        raise Unavailable(f"this model with {batch} does not run here: {_line(error)}") from None
     largest = max(stop - start for start, stop in layout.bounds)
     step_s = statistics.median(took)
     return {
@@ -126,18 +125,23 @@ def _line(error: BaseException) -> str:
 def shown(found: Doc) -> list[str]:
     """The document as text."""
     step, moves = found["step_s"], found["round_bytes"]["up"] + found["round_bytes"]["down"]
-    return labelled(
-        [
-            ("Run", [found["name"], found["run"][:12], f"{number(found['elements'])} parameters"]),
-            ("Device", [found["device"], found["optimizer"]]),
-            ("Trains", [f"{number(found['tokens_per_second'])} tokens/s", f"{step['median']:.3g} s a step, {step['min']:.3g} to {step['max']:.3g}"
-                        f" over {found['steps']}", f"{found['steps_per_round']} steps in the {duration(found['train_s'])} of a round"]),
-            ("Memory", [size(found["memory_bytes"])]),
-            ("Averages", [f"encoded in {found['offer_s']:.3g} s", f"at most {size(moves)} each way in {duration(found['average_s'])}: "
-                          f"{8e-6 * moves / found['average_s']:.3g} Mbit/s or more"]),
-        ],
-        _WIDTH,
-    )  # fmt: skip
+    trains = [
+        f"{number(found['tokens_per_second'])} tokens/s",
+        f"{step['median']:.3g} s a step, {step['min']:.3g} to {step['max']:.3g} over {found['steps']}",
+        f"{found['steps_per_round']} steps in the {duration(found['train_s'])} of a round",
+    ]
+    averages = [
+        f"encoded in {found['offer_s']:.3g} s",
+        f"at most {size(moves)} each way in {duration(found['average_s'])}: {8e-6 * moves / found['average_s']:.3g} Mbit/s or more",
+    ]
+    sections = [
+        ("Run", [found["name"], found["run"][:12], f"{number(found['elements'])} parameters"]),
+        ("Device", [found["device"], found["optimizer"]]),
+        ("Trains", trains),
+        ("Memory", [size(found["memory_bytes"])]),
+        ("Averages", averages),
+    ]
+    return labelled(sections, _WIDTH)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

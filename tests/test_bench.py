@@ -52,11 +52,11 @@ def test_on_a_screen() -> None:
             "memory_bytes": 3 << 30, "offer_s": 0.25, "round_bytes": {"up": 2_500_000, "down": 2_500_000}, "train_s": 300, "average_s": 60,
         }
     ) == [
-        "Run        first  abababababab  10.0M parameters",
-        "Device     auto: cuda (a card); bf16  8-bit AdamW",
-        "Trains     16.4k tokens/s  0.5 s a step, 0.49 to 0.61 over 40  600 steps in the 5m of a round",
+        "Run        first   abababababab   10M parameters",
+        "Device     auto: cuda (a card); bf16   8-bit AdamW",
+        "Trains     16.4k tokens/s   0.5 s a step, 0.49 to 0.61 over 40   600 steps in the 5m of a round",
         "Memory     3.0 GiB",
-        "Averages   encoded in 0.25 s  at most 4.8 MiB each way in 1m: 0.667 Mbit/s or more",
+        "Averages   encoded in 0.25 s   at most 4.8 MiB each way in 1m: 0.667 Mbit/s or more",
     ]  # fmt: skip
 
 
