@@ -346,8 +346,8 @@ class Peer:
         for seen in self.seen():
             if seen.tip and (best is None or seen.tip.better_than(best)):
                 best = seen.tip
-        for peer, (record, _) in sorted(self.known.items(), key=lambda item: self.doubts.get(item[0], (0, 0))[0]):
-            tip = record.tip
+        for peer in sorted(self.known, key=self.trust):
+            tip = self.known[peer][0].tip
             if len(self.proving) >= PROOFS:
                 return
             if tip is None or peer in self.proving or tip in self.proven or self.doubted(peer):
@@ -355,6 +355,11 @@ class Peer:
             if (best is None or tip.better_than(best)) and list(self.proving.values()).count(tip) < PROOFS_A_TIP:
                 self.proving[peer] = tip
                 self.resume(self.prove(peer, tip), None)
+
+    def trust(self, peer: str) -> tuple[int, bool]:
+        """Who never failed us comes first, and of these who has a round trip, as only they have who can be reached."""
+        there = self.world.peers.get(peer)
+        return self.doubts.get(peer, (0, 0))[0], there is None or (there.nat and self.nat)
 
     def prove(self, peer: str, tip: Tip) -> Generator[Question, Any, None]:
         data = yield peer, "proof", tip.height
