@@ -218,9 +218,9 @@ class Neighbours:
             self._doubts.clear(peer)
 
     def seen(self) -> tuple[Seen, ...]:
-        """All who are there. Only a tip whose certificate has been seen is passed on."""
+        """All who are there, whom to ask first first. Only a tip whose certificate has been seen is passed on."""
         found = []
-        for peer, known in self._known.items():
+        for peer, known in sorted(self._known.items(), key=self._trust):
             tip = known.presence.tip
             shown = tip is not None and self._fetcher.proven(tip) and not self._doubted(peer)
             found.append(Seen(peer, tip if shown else None, known.presence.active))

@@ -228,6 +228,22 @@ def test_who_does_not_answer_hides_nobody_who_does(tmp_path: Path) -> None:
     go(work)
 
 
+def test_who_failed_less_is_asked_first(tmp_path: Path) -> None:
+    line = grown(1)
+
+    async def work() -> None:
+        async with watched(tmp_path, line, [None, None]) as (watcher, (one, other)):
+            assert line.base.tip is not None
+            for node, person in ((one, PEOPLE[1]), (other, PEOPLE[2])):
+                await announce(node, person, line.rules.run_id, line.base.tip)
+            await seen_by(watcher, 2)
+            for failed, first in (([one], other), ([other, other], one)):
+                watcher.neighbours.doubt([node.peer_id for node in failed])
+                assert watcher.neighbours.seen()[0].peer == first.peer_id
+
+    go(work)
+
+
 def test_looks_are_rarer_only_where_nothing_depends_on_them() -> None:
     minutes = Schedule(0, 300_000, 60_000)
     member = Member(minutes, 2)

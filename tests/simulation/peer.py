@@ -334,7 +334,7 @@ class Peer:
         return tuple(
             [
                 record.seen if (record.tip == own or record.tip in proven) and not self.doubted(peer) else record.untold
-                for peer, (record, _) in self.known.items()
+                for peer, record in ((peer, self.known[peer][0]) for peer in sorted(self.known, key=self.trust))
             ]
         )
 
