@@ -58,6 +58,8 @@ def run(request: pytest.FixtureRequest) -> Loop:
 
     def inside(work: Coroutine[None, None, None]) -> None:
         factory = uvloop.new_event_loop if request.param == "uvloop" else asyncio.new_event_loop
+        with asyncio.Runner(loop_factory=factory) as runner:  # what libuv opens at its first use stays as long as the process
+            runner.run(asyncio.sleep(0.001))
         before = len(os.listdir("/proc/self/fd"))
         with asyncio.Runner(loop_factory=factory) as runner:
             runner.run(asyncio.wait_for(work, 240))
