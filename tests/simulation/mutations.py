@@ -134,10 +134,6 @@ def a_round_twice() -> None:
     _set(Peer, "may_gather", lambda self, work: True)
 
 
-def fetching_ignored() -> None:
-    _set(rounds.Member, "fetching", property(lambda self: False, lambda self, value: None))
-
-
 def discard_keeps_the_base() -> None:
     plain = Peer.perform
 
@@ -177,10 +173,6 @@ def keeps_a_failed_commit() -> None:
 
 def presences_for_ever() -> None:
     _set(room, "PRESENCE_MS", 10**9)
-
-
-def no_repair() -> None:
-    _set(Peer, "repair", lambda self, work: None)
 
 
 def goes_back_for_a_snapshot() -> None:
@@ -258,7 +250,7 @@ def most_of_the_voices() -> None:
 QUICK = (half, roster_only, counted_twice, before_the_quorum, lighter_is_better, believes_tips, own_result_only, computes_by_name)
 ALL = (
     *QUICK, majority, present_only, discard_keeps_the_base, no_tie_break, higher_is_better, roster_of_any_base,
-    no_gather_deadline, no_stage_deadline, no_certificate, follows_any_weight, takes_rounds_to_come, a_round_twice, fetching_ignored,
-    base_before_disk, keeps_a_failed_commit, presences_for_ever, goes_back_for_a_snapshot, no_repair, anybody_leads, nobody_tells,
+    no_gather_deadline, no_stage_deadline, no_certificate, follows_any_weight, takes_rounds_to_come, a_round_twice,
+    base_before_disk, keeps_a_failed_commit, presences_for_ever, goes_back_for_a_snapshot, anybody_leads, nobody_tells,
     most_of_the_nodes_too, coverage_by_node, leaders_by_node, blamed_by_node, a_voice_a_node, most_of_the_voices,
 )  # fmt: skip
