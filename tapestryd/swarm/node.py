@@ -306,6 +306,7 @@ class Node:
                     await stream.refuse(Refused(Reason.BANNED, ""))
                     return
                 await handler(stream)
+                await stream.was_read()
             except Refused as refused:
                 self.refused(refused, verb, peer)
                 with suppress(Gone):

@@ -143,6 +143,13 @@ class Stream:
             async with asyncio.timeout(_SKIP_S):
                 self._came(len(await self._reader.read(_CHUNK)))
 
+    async def was_read(self) -> None:
+        """Until the other side, having read all that we said, closes; IO_S at most. To close before it now and then resets the stream
+        (p2pd ends its two directions one after the other), and the end of a long answer is lost."""
+        with suppress(TimeoutError, OSError):
+            async with asyncio.timeout(limits.IO_S):
+                self._came(len(await self._reader.read(1)))
+
     async def refuse(self, refused: Refused) -> None:
         await self.send({"refused": refused.reason.value, "detail": refused.detail[:200]})
 

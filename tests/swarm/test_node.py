@@ -346,7 +346,11 @@ def test_a_handler_that_breaks_breaks_only_its_stream(tmp_path: Path, caplog: py
             assert refused.value.reason is Reason.STALE
             assert len(refused.value.detail) < 300
             await one.ask(two.peer_id, "echo", {})
-            assert not two._open
+
+            async def nothing_open() -> bool:
+                return not two._open
+
+            await until(nothing_open)
 
     go(work)
     assert "a bug" in caplog.text
@@ -398,6 +402,34 @@ def test_one_peer_cannot_hold_all_streams(tmp_path: Path) -> None:
 
             await until(free)
             await one.ask(two.peer_id, "echo", {})
+
+    go(work)
+
+
+def test_who_answered_stays_until_it_was_read(tmp_path: Path) -> None:
+    """To close sooner would now and then reset the stream, and what the asker has not read by then would be lost."""
+
+    async def work() -> None:
+        async with nodes(tmp_path, 2) as (one, two):
+
+            async def much(stream: Stream) -> None:
+                await stream.receive(0)
+                await stream.send({}, bytes(limits.PIECE_BYTES))
+
+            await two.serve("much", much)
+            stream = await one.open(two.peer_id, "much")
+            await stream.send({})
+            await asyncio.sleep(1)
+            _, body = await stream.answer(limits.PIECE_BYTES)
+            assert len(body) == limits.PIECE_BYTES
+            await asyncio.sleep(0.2)
+            assert len(two._serving) == 1
+            stream.close()
+
+            async def over() -> bool:
+                return not two._serving
+
+            await until(over)
 
     go(work)
 
