@@ -55,7 +55,7 @@ def bench(options: argparse.Namespace) -> int:
 
 def measured(rules: RunRules, compute: Compute, seconds: float) -> Doc:
     """Raises LocalFault where this machine cannot: no such device, not enough memory."""
-    threads = compute.threads or max(1, len(os.sched_getaffinity(0)) - 1)
+    threads = compute.cores
     os.environ.update(OMP_NUM_THREADS=str(threads), HF_HUB_OFFLINE="1")
     import torch
     from transformers.utils import logging as hub_logging

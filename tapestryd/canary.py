@@ -74,7 +74,7 @@ def canary(options: argparse.Namespace) -> int:
     ways = (options.only,) if options.only else ("plain", "private")
     if "private" in ways and (fault := missing()):
         raise Unavailable(f"differential privacy needs an accountant: {fault}; or give --only plain")
-    threads = config.compute.threads or max(1, len(os.sched_getaffinity(0)) - 1)
+    threads = config.compute.cores
     os.environ.update(OMP_NUM_THREADS=str(threads), HF_HUB_OFFLINE="1")
     from tapestryd.training.canaries import make, planted, shows_from
     from tapestryd.training.exclusion import Exclusion

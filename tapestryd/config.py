@@ -3,6 +3,7 @@
 Run rules, which all peers must agree on, are not here; nor is how files and other layers become these (layers.py).
 """
 
+import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,11 @@ class Compute:
     device: str = "auto"
     threads: int = 0
     precision: str = "auto"
+
+    @property
+    def cores(self) -> int:
+        """As many threads as `threads` comes to here."""
+        return self.threads or max(1, len(os.sched_getaffinity(0)) - 1)
 
 
 @dataclass(frozen=True, slots=True)

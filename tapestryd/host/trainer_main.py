@@ -106,7 +106,7 @@ def _run(channel: Channel, config_file: Path) -> None:
             )  # fmt: skip
         with _blame(Code.LAYOUT):
             shared = share(hello, descriptors[:2], rules.layout())
-        threads = config.compute.threads or max(1, len(os.sched_getaffinity(0)) - 1)
+        threads = config.compute.cores
         # Both are read when the libraries are first imported, which is below.
         os.environ.update(OMP_NUM_THREADS=str(threads), HF_HUB_OFFLINE="1")
         _train(channel, shared, config, rules, vocabulary, found, walls, threads, held)
