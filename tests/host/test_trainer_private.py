@@ -3,7 +3,6 @@
 import json
 import logging
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,15 +28,6 @@ def hidden(root: Path, *, total: float = 50.0, own: float = 0.0, rows: int = 200
     declare(home.data, Manifest("fully-open", artifact_id="rows", tier=2, rights="PSF-2.0", epsilon=own))
     home.config.write_text(home.config.read_text() + f"[privacy]\nepsilon = {total}\ndelta = {delta}\nbatch = 4\n")
     return home
-
-
-@pytest.fixture
-def daemons() -> Iterator[list[Daemon]]:
-    """Every daemon a test started, hung up at its end."""
-    started: list[Daemon] = []
-    yield started
-    for daemon in started:
-        daemon.close()
 
 
 @pytest.fixture
