@@ -223,6 +223,16 @@ class Averaging:
 
 
 @dataclass(frozen=True, slots=True)
+class Contribution:
+    """This node's, since its start: committed rounds whose roster it was in, the local steps behind its deltas in them, and their
+    tokens. Of the whole run, with its certificates: accounts.md."""
+
+    rounds: int = 0
+    steps: int = 0
+    tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Disk:
     """That of the state directory; with less than `min_free_bytes` free no round is begun."""
 
@@ -395,6 +405,7 @@ class Status:
     disk: Disk | None = None
     policy: Policy = field(default_factory=Policy)
     gpus: tuple[Gpu, ...] = ()
+    contribution: Contribution = field(default_factory=Contribution)
     schema: int = field(default=SCHEMA)
 
     def to_json(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from protocols.control import ROUND_RESULTS, Story
+from protocols.control import ROUND_RESULTS, Contribution, Story
 from protocols.lineage import Entry, Tip
 from protocols.rounds import IN_ROUND, State
 from protocols.trainer import Delta
@@ -38,6 +38,7 @@ class History:
 
     def __init__(self, store: RunStore, me: str, meter: Meter, refusals: Counter[str], tell: Callable[[Story], None]) -> None:
         self.stories: deque[Story] = deque(store.stories(), maxlen=STORIES)
+        self.contribution = Contribution()
         self._store = store
         self._me = me
         self._meter = meter
@@ -79,6 +80,9 @@ class History:
             log.info("round=%d without=%s stage=%s: %s", number, missing.peer[-6:], missing.stage, missing.why)
         for repaired in told.repaired:
             log.info("round=%d part=%d repaired by %s", number, repaired.part, repaired.peer[-6:])
+        if told.result == "committed":
+            had = self.contribution
+            self.contribution = Contribution(had.rounds + 1, had.steps + told.steps, had.tokens + told.tokens)
         self._round = None
         self._keep(told)
 

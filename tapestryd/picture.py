@@ -69,6 +69,7 @@ def picture(
         bans=len(door.bans()),
         policy=policy,
         gpus=gpus,
+        contribution=session.history.contribution if session else control.Contribution(),
         disk=control.Disk(shutil.disk_usage(config.node.state_dir).free, config.storage.min_free_bytes),
     )
 

@@ -34,6 +34,7 @@ def render(status: Doc, *, width: int, colour: bool, rows: int = 10) -> str:
             "Traffic",
             [f"sent {size(status['traffic']['sent_bytes'])}", f"received {size(status['traffic']['received_bytes'])}", "since start"],
         ),
+        ("Contrib", _contribution(status["contribution"])),
         ("Refused", [f"{count} {reason}" for reason, count in sorted(status["refusals"].items())]),
         ("Declined", [f"{count} {reason}" for reason, count in sorted(status["declined"].items())]),
         ("Banned", [f"{status['bans']} {'peer' if status['bans'] == 1 else 'peers'}: tapestry peers bans"] if status["bans"] else []),
@@ -271,6 +272,12 @@ def _averaging(averaging: Doc) -> list[str]:
     parts = [f"round {last['round']} {last['result']}" + (f": {last['reason']}" if last["reason"] else "")]
     parts += [f"{len(last['members'])} peers", f"coverage {last['coverage']:.2f}", duration(last["took_ms"] / 1000)]
     return [*parts, f"{averaging['committed']} of {averaging['rounds']} rounds committed"]
+
+
+def _contribution(of: Doc) -> list[str]:
+    """Nothing where nothing was committed; all there ever was, and the swarm's, are another command's."""
+    counted = [f"{of['rounds']} rounds", f"{number(of['steps'])} steps", f"{number(of['tokens'])} tokens", "since start"]
+    return [*counted, "in all: tapestry contrib"] if of["rounds"] else []
 
 
 def _in_short(story: Doc) -> list[str]:

@@ -9,6 +9,7 @@ from protocols.control import (
     Averaging,
     Ban,
     Certificate,
+    Contribution,
     Heldout,
     Isolation,
     Known,
@@ -62,6 +63,7 @@ STATUS = Status(
     traffic=Traffic(120_000_000, 124_000_000, {}),
     refusals={},
     isolation=Isolation(True, "namespaces", {"data.sockets": "held"}),
+    contribution=Contribution(58, 7_400, 15_200_000),
     peers=(
         Peer(OTHERS[0], "ornl", "", "training", 40, "cd" * 32, True, ("/ip4/192.0.2.8/tcp/31700",), 31.2, 4, 1.5, "0.1.0", 0.0),
         Peer(OTHERS[1], "森の計算機\x1b[31m", OTHERS[0], "syncing", 38, "ef" * 32, False, (), None, None, 4.0, "0.1.0", -7.4),
@@ -94,6 +96,7 @@ IDLE = replace(
     network=Network(0, "unknown", None),
     averaging=Averaging(None, 0, 0),
     traffic=Traffic(0, 0, {}),
+    contribution=Contribution(),
     peers=(),
 )
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from protocols.control import Story
+from protocols.control import Contribution, Story
 from protocols.lineage import Tip
 from protocols.rounds import Event, Failed, Reduced, Rostered, Settled, State
+from protocols.trainer import Delta
 from tapestryd.history import History
 from tapestryd.host.store import RunStore
 from tapestryd.story import certificate
@@ -139,6 +140,16 @@ def test_refusals_and_bytes_are_those_of_the_round(tmp_path: Path) -> None:
     assert (told.refusals, told.sent_bytes, list(told.times_ms)) == ({"stale": 1, "norm": 3}, 50, ["stopping"])
     kept.end(8, 0, None, reason="late", round=None, trained=None)  # over before its boundary
     assert (kept.stories[-1].refusals, kept.stories[-1].took_ms) == ({}, 0)
+
+
+def test_what_this_node_contributed_is_what_was_committed(tmp_path: Path) -> None:
+    kept, tip = history(tmp_path), Tip(1, 2, "ab" * 32)
+    trained = Delta(0, 0, 12, 3072, 12, 2.5, 0.5, 1, bytes(32))
+    for number, reason in ((0, ""), (1, "coverage"), (2, "")):
+        kept.enter(State.STOPPING)
+        kept.end(number, 0, tip, reason=reason, round=None, trained=trained)
+    kept.replayed(Line.begin().grow())
+    assert kept.contribution == Contribution(rounds=2, steps=24, tokens=6144)
 
 
 def test_catching_up_is_told_but_is_no_round(tmp_path: Path) -> None:

@@ -5,7 +5,20 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from protocols.control import Averaging, Certificate, Hold, Isolation, Missing, Network, Policy, Repaired, Silent, Status, Trainer
+from protocols.control import (
+    Averaging,
+    Certificate,
+    Contribution,
+    Hold,
+    Isolation,
+    Missing,
+    Network,
+    Policy,
+    Repaired,
+    Silent,
+    Status,
+    Trainer,
+)
 from tapestryd import screen
 from tests.scripted import BANS, IDLE, RUN, STATUS, STORY
 
@@ -16,6 +29,7 @@ JOINING = replace(
     run=replace(RUN, boundary_in_s=3.0, height=0),
     trainer=Trainer("waiting", "cpu", "fp32", "adamw", withheld=3, epsilon=1.25),
     averaging=Averaging(None, 0, 0),
+    contribution=Contribution(),
     network=Network(0, "unknown", None),
     peers=(),
     health=("clock: nobody is there to compare it with",),
@@ -86,6 +100,8 @@ Swarm      2 peers present   reachable: yes   clock +12 ms
 Averaging  round 40 committed   2 peers   coverage 1.00   9.4 s
            58 of 60 rounds committed
 Traffic    sent 114 MiB   received 118 MiB   since start
+Contrib    58 rounds   7.4k steps   15.2M tokens   since start
+           in all: tapestry contrib
 Health     ok
 
 PEER       NAME            STATE     HEIGHT  BASE   RTT    SKEW   SEEN   VERSION
@@ -108,6 +124,8 @@ Swarm      2 peers present   reachable: yes   clock +12 ms
 Averaging  round 40 discarded: coverage 0.40 where 0.50 is needed   2 peers
            coverage 1.00   9.4 s   58 of 60 rounds committed
 Traffic    sent 114 MiB   received 118 MiB   since start
+Contrib    58 rounds   7.4k steps   15.2M tokens   since start
+           in all: tapestry contrib
 Refused    1 bad_signature   3 stale
 Declined   2 banned
 Banned     1 peer: tapestry peers bans
@@ -135,6 +153,8 @@ Swarm      2 peers present   reachable: yes   clock +12 ms
 Averaging  round 40 committed   2 peers   coverage 1.00   9.4 s
            58 of 60 rounds committed
 Traffic    sent 114 MiB   received 118 MiB   since start
+Contrib    58 rounds   7.4k steps   15.2M tokens   since start
+           in all: tapestry contrib
 Health     ok
 
 PEER       NAME            STATE     HEIGHT  BASE   RTT    SKEW   SEEN   VERSION

@@ -107,6 +107,9 @@ def _training(status: Status) -> Iterator[Metric]:
     if trainer.steps:  # one that is starting does not know yet; 0 in between would look like a new beginning
         yield _counter("local_steps", "Local steps since the trainer's first start.", trainer.steps)
         yield _counter("tokens", "Tokens trained on since the trainer's first start.", trainer.tokens)
+    given = status.contribution
+    yield _counter("contributed_rounds", "Committed rounds that this node was in, since its start.", given.rounds)
+    yield _counter("contributed_tokens", "Tokens that it trained on for them.", given.tokens)
     yield _counter("withheld", "Vectors that this machine's rules of release kept.", trainer.withheld)
     yield _gauge("epsilon", "Privacy spent of this machine's data, ever.", trainer.epsilon)
     yield _counter("trainer_restarts", "Times that the trainer was started again.", trainer.restarts)

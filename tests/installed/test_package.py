@@ -55,6 +55,7 @@ def test_a_packages_life(debian: Debian, tmp_path: Path) -> None:
     shutil.copyfile(__file__, data / "text.txt")
     other = Peer(tmp_path / "other", [data], namespace=debian.namespace).start(invite)
     try:
+        debian.run("systemctl", "start", "tapestry-ready", timeout_s=300)
         status = debian.wait_for(lambda status: status["run"]["height"] >= 2, 600)
     finally:
         other.end()
