@@ -30,7 +30,7 @@ INTEGER = 1 << 53
 """Magnitude of an integer in JSON: what every language's numbers hold exactly (RFC 8259, §6). (treaty)"""
 
 ROSTER_MEMBERS = 256
-"""Members of one roster. Larger runs average in several rosters a round. (treaty)"""
+"""Members of one roster. With more peers present, who is not in it waits for another round. (treaty)"""
 
 MEMBERS = 256
 """Members in the rules of a run in roster mode. (treaty)"""

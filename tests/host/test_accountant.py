@@ -1,7 +1,9 @@
 """Epsilon against formulas that are exact where there is one, against what was published, and against another library."""
 
 import math
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -45,6 +47,16 @@ def sampled(rate: float, multiplier: float, delta: float) -> float:
         return phi(x / multiplier) - math.exp(e) * ((1 - rate) * phi(x / multiplier) + rate * phi((x - 1) / multiplier))
 
     return smallest(lambda e: max(removed(e), added(e)), delta)
+
+
+def test_the_documents_table_is_what_it_says() -> None:
+    text = (Path(__file__).parents[2] / "tapestryd" / "DATA.md").read_text()
+    table = text[text.index("| records | batch | noise |") :].split("\n\n")[0]
+    rows = re.findall(r"^\| ([\d,]+) \| ([\d,]+) \| ([\d.]+) \| ([\d,]+) \| ([\d.]+) \|$", table, re.M)
+    assert len(rows) == 4
+    for row in rows:
+        records, batch, noise, steps, told = (float(cell.replace(",", "")) for cell in row)
+        assert epsilon([Steps(batch / records, noise, int(steps))], 1e-6) == pytest.approx(told, abs=0.005)
 
 
 @settings(deadline=None, max_examples=20)
