@@ -121,7 +121,7 @@ class Peer:
             time.sleep(0.1)
         raise AssertionError(f"{self.folder.name}: no {what} within {timeout_s} s; last {last}\n{self.log()[-3000:]}")
 
-    def invite(self, timeout_s: float = 40) -> str:
+    def invite(self, timeout_s: float = 120) -> str:
         return str(self.wait("invite", lambda s: s["run"] and "?peer=" in s["run"]["invite"], timeout_s)["run"]["invite"])
 
     def height(self, height: int, timeout_s: float) -> dict[str, Any]:

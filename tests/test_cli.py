@@ -281,7 +281,7 @@ def test_waiting_until_it_comes(served: Served) -> None:
     served.operator.now = IDLE
     waiting = subprocess.Popen([*COMMAND, "--socket", str(served.socket), "wait", "--for", "round=41"], env=ENVIRON, stdout=subprocess.PIPE)
     served.operator.now = replace(STATUS, run=replace(RUN, height=41))
-    out, _ = waiting.communicate(timeout=10)
+    out, _ = waiting.communicate(timeout=60)
     assert (waiting.returncode, out) == (0, b"The daemon is training in tapestry-1b, round 41, height 41.\n")
 
 

@@ -68,13 +68,13 @@ def test_events_as_they_happen(served: Served) -> None:
     with running(served.socket, "events") as listening:
         assert listening.stdout is not None
         assert listening.stderr is not None
-        for _ in range(50):  # until it listens
+        for _ in range(300):  # until it listens
             served.operator.watch.told(served.operator.stories[-1])
             if select.select([listening.stdout], [], [], 0.2)[0]:
                 break
         assert listening.stdout.readline()[20:] == "round 40 committed, 2 peers, height 40\n"
         served.run(close(served))
-        assert listening.wait(10) == 3
+        assert listening.wait(60) == 3
         assert listening.stderr.read() == "The daemon has ended, or tells us no more.\n"
 
 

@@ -68,7 +68,7 @@ def test_of_a_daemon_and_its_files(served: Served, tmp_path: Path) -> None:
     served.operator.now = replace(STATUS, version=__version__, peers=(), health=("the clock is wrong\x1b[2J",))
     (tmp_path / "state").mkdir()
     toml = tmp_path / "tapestryd.toml"
-    toml.write_text('schema_version = 1\n[node]\nstate_dir = "state"\n[trainer]\nenabled = false\n')
+    toml.write_text('schema_version = 1\n[node]\nstate_dir = "state"\n[trainer]\nenabled = false\n[storage]\nmin_free = "1 MiB"\n')
     served.operator.named = (toml,)
     done = tapestry(served.socket, "doctor", "--json")
     found = {(one["section"], one["name"], one["verdict"]) for one in json.loads(done.stdout)["findings"]}

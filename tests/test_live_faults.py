@@ -30,7 +30,7 @@ def peer(tmp_path: Path) -> Iterator[Peer]:
     peer.end()
 
 
-def ended(peer: Peer, timeout_s: float = 30) -> tuple[int, str]:
+def ended(peer: Peer, timeout_s: float = 120) -> tuple[int, str]:
     assert peer.process is not None
     status = peer.process.wait(timeout_s)
     assert "Traceback" not in peer.log()
@@ -48,7 +48,7 @@ def test_alone_it_says_so_and_keeps_looking(peer: Peer, toml: Path) -> None:
 
 def test_a_second_daemon_on_the_same_state(peer: Peer, tmp_path: Path) -> None:
     peer.start()
-    peer.wait("idle", lambda s: s["state"] == "idle", 30)
+    peer.wait("idle", lambda s: s["state"] == "idle", 120)
     second = Peer(tmp_path / "second", [tmp_path / "data"])
     second.start("", f"node.state_dir={peer.folder / 'state'}")
     status, log = ended(second)
@@ -123,14 +123,14 @@ def test_data_that_cannot_be_trained_on(peer: Peer, toml: Path, tmp_path: Path, 
 def test_a_damaged_snapshot_is_set_aside(peer: Peer, toml: Path) -> None:
     """With nobody to fetch it from, the node has no base, says so, and keeps the damaged file for its owner."""
     peer.start(str(toml))
-    peer.wait("base", lambda s: s["run"] and s["run"]["base_digest"], 40)
+    peer.wait("base", lambda s: s["run"] and s["run"]["base_digest"], 120)
     peer.term()
     [base] = (peer.folder / "state").rglob("*.base")
     data = bytearray(base.read_bytes())
     data[100] ^= 1
     base.write_bytes(data)
     peer.start()
-    status = peer.wait("no base", lambda s: "no_base" in s["reasons"], 40)
+    status = peer.wait("no base", lambda s: "no_base" in s["reasons"], 120)
     assert status["run"]["base_digest"] == ""
     assert list((peer.folder / "state").rglob("*.damaged"))
 
@@ -182,7 +182,7 @@ def test_a_full_disk_loses_nothing(peer: Peer, toml: Path, tmp_path: Path) -> No
         (state / "ballast").unlink()
         peer.wait("commit or replay", lambda s: (s["averaging"]["last"] or {}).get("result") in ("committed", "replayed"), 60)
         height = other.status()["run"]["height"]
-        peer.height(height, 40)
+        peer.height(height, 120)
     finally:
         peer.end()
         other.end()

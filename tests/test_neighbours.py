@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from protocols import limits
 from protocols.lineage import Tip
 from protocols.records import Presence
 from protocols.rounds import BaseLoaded, CatchUp, Effect, Event, Member, PeersSeen, State, TrainerUp
@@ -220,7 +221,7 @@ def test_who_does_not_answer_hides_nobody_who_does(tmp_path: Path) -> None:
             watcher.begin()
             await seen_by(watcher, 3)
             watcher.neighbours.scout(behind.base.tip)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(limits.IO_S - 1):  # none of the silent is given up by then
                 while watcher.member.state is not State.SYNCING:
                     watcher.moved.clear()
                     await watcher.moved.wait()

@@ -88,7 +88,7 @@ class Daemon:
     def __init__(self, home: Home) -> None:
         self.home = home
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.socket.settimeout(30)
+        self.socket.settimeout(120)
         self.channel = Channel(theirs)
         self.status: int | None = None
         self._threads = torch.get_num_threads()
@@ -133,13 +133,13 @@ class Daemon:
 
     def end(self) -> int:
         """Wait for the trainer's exit code."""
-        self._thread.join(30)
+        self._thread.join(120)
         assert self.status is not None
         return self.status
 
     def close(self) -> None:
         self.socket.close()
-        self._thread.join(30)
+        self._thread.join(120)
         torch.set_num_threads(self._threads)
 
     def _serve(self) -> None:

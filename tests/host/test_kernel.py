@@ -51,7 +51,10 @@ def cookie_of(kernel: Kernel, end: socket.socket) -> int:
 
 @pytest.mark.parametrize(("family", "header"), [(socket.AF_INET, 52), (socket.AF_INET6, 72)])
 def test_bytes_of_a_connection_are_counted_exactly(kernel: Kernel, family: int, header: int) -> None:
-    here, there = pair(family)
+    try:
+        here, there = pair(family)
+    except OSError as absent:
+        pytest.skip(f"no loopback address of this family: {absent}")
     with here, there:
         move(here, there, SIZE)
         move(there, here, 1000)

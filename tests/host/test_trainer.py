@@ -1,6 +1,7 @@
 """The daemon's handle on real trainer processes: a whole round, and every way a trainer can end."""
 
 import asyncio
+import gc
 import math
 import mmap
 import os
@@ -60,6 +61,7 @@ def run(request: pytest.FixtureRequest) -> Loop:
         factory = uvloop.new_event_loop if request.param == "uvloop" else asyncio.new_event_loop
         with asyncio.Runner(loop_factory=factory) as runner:  # what libuv opens at its first use stays as long as the process
             runner.run(asyncio.sleep(0.001))
+        gc.collect()  # what others left to it
         before = len(os.listdir("/proc/self/fd"))
         with asyncio.Runner(loop_factory=factory) as runner:
             runner.run(asyncio.wait_for(work, 240))

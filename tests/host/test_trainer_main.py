@@ -1,6 +1,7 @@
 """What the trainer does on its channel, with the daemon played by hand: order by order, fault by fault."""
 
 import contextlib
+import gc
 import json
 import logging
 import math
@@ -79,6 +80,8 @@ def test_a_round_by_hand(home: Home, daemons: list[Daemon]) -> None:
     assert 5 < first.loss < 6
     daemon.send(Train(0, 0))
     beats = [daemon.next(Beat), daemon.next(Beat)]
+    while beats[1].steps < 20:  # a slow machine has taken few by now
+        beats[1] = daemon.next(Beat)
     assert 0 < beats[0].steps < beats[1].steps
     assert beats[1].tokens == beats[1].steps * 4 * 32
     assert beats[1].loss < first.loss
@@ -271,6 +274,7 @@ def test_ten_steps_that_are_not_finite_end_it(home: Home, daemons: list[Daemon],
     "wrong", ["abi", "elements", "fragments", "layout", "none", "three", "five", "unsealed", "short", "open rules", "rules"]
 )
 def test_hello_is_checked(wrong: str, home: Home, daemons: list[Daemon]) -> None:
+    gc.collect()  # what others left to it
     before = len(os.listdir("/proc/self/fd"))
     daemon = start(home, daemons)
     good, changed = home.hello(), {"abi": 1, "elements": 7, "fragments": 3, "layout": bytes(32)}

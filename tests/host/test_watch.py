@@ -178,4 +178,4 @@ def test_a_daemon_that_ends_ends_them(served: Served, listener: Listener) -> Non
 
     served.run(close())
     assert listener.ended()
-    served.run(asyncio.wait_for(served.api.stop(), 1))
+    served.run(asyncio.wait_for(served.api.stop(), 20))

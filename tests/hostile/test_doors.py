@@ -192,7 +192,7 @@ def test_an_offer_by_drops_ends_with_the_round(tmp_path: Path) -> None:
                     writer.write(b"\0")
 
         here.agreed(await here.play(turn, drips()))
-        await until(lambda: all_closed(here), 4)  # a third of the window is left, and 10 s of patience
+        await until(lambda: all_closed(here), 8)  # a third of the window was left, and there are 10 s of patience
         for writer in held:
             writer.close()
         assert here.counted() == [{"stalled": 1}] * 3

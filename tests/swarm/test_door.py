@@ -157,7 +157,7 @@ def test_who_declines_us_is_counted_and_not_blamed(tmp_path: Path) -> None:
 
 
 def test_drip_feeding_and_too_many_streams_cost_a_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams_module.limits, "IO_S", 0.5)
+    monkeypatch.setattr(streams_module.limits, "IO_S", 2.0)
 
     async def work() -> None:
         async with guarded(tmp_path) as (node, door, (evil,)):

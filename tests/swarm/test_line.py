@@ -29,7 +29,7 @@ def test_a_pace_is_shared_by_all_and_can_change() -> None:
         began = now()
         for _ in range(1000):
             await pace(1 << 20)
-        assert now() - began < 0.49
+        assert now() - began < 30  # at the rate before it would be ages
 
     go(work)
 
@@ -41,8 +41,8 @@ def test_what_is_small_does_not_wait_and_is_waited_for() -> None:
         began = now()
         assert [await line.up(1000, "ann") for _ in range(5)] == [0.0] * 5
         assert await line.down(1 << 30, "ann") == 0.0
-        assert now() - began < 0.4
-        assert await line.up(2000, "bo") == pytest.approx(7000 * WIRE / 10_000, abs=0.1)
+        passed_s = now() - began
+        assert 7000 * WIRE / 10_000 - passed_s - 0.1 <= await line.up(2000, "bo") <= 7000 * WIRE / 10_000 + 0.1
 
     go(work)
 

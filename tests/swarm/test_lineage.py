@@ -119,7 +119,7 @@ def test_who_drips_rules_or_tokenizer_holds_up_no_joiner(tmp_path: Path, monkeyp
 
     async def work() -> None:
         async with nodes(tmp_path, 3) as (here, bad, good):
-            await bad.serve(what, lambda stream: drip(stream, bytes(limits.RULES_BYTES), size=2000))
+            await bad.serve(what, lambda stream: drip(stream, bytes(limits.RULES_BYTES), every_s=0.5, size=2000))
             await Donor(good, Shelf()).serve()
             fetch, there = fetcher(here), [bad.peer_id, good.peer_id]
             if what == "rules":
@@ -128,7 +128,7 @@ def test_who_drips_rules_or_tokenizer_holds_up_no_joiner(tmp_path: Path, monkeyp
                 assert await fetch.tokenizer(there, digest(b"tokenizer")) == b"tokenizer"
             assert not here.refusals
 
-    go(work, timeout_s=15)  # the drip would take longer
+    go(work, timeout_s=60)  # the drip would take longer
 
 
 # Snapshots.
@@ -307,8 +307,8 @@ def test_who_drips_beside_a_good_donor_holds_up_nothing(tmp_path: Path, monkeypa
 
 
 def test_a_lone_slow_donor_is_used_for_as_long_as_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several times IO_S, at less than what makes another donor be asked: there is no other."""
-    monkeypatch.setattr(limits, "IO_S", 0.5)
+    """Longer than IO_S, at less than what makes another donor be asked: there is no other."""
+    monkeypatch.setattr(limits, "IO_S", 2.0)
     monkeypatch.setattr(draw, "SLOW_S", 0.2)
     monkeypatch.setattr(draw, "SLOW_BYTES_PER_S", limits.MIB)
 
@@ -317,10 +317,10 @@ def test_a_lone_slow_donor_is_used_for_as_long_as_it_takes(tmp_path: Path, monke
         last = data[(_PIECES - 1) * limits.PIECE_BYTES :]
         middle = data[: limits.PIECE_BYTES]
         async with nodes(tmp_path, 2) as (here, slow):
-            await slow.serve("piece", lambda stream: drip(stream, middle, size=65536))
+            await slow.serve("piece", lambda stream: drip(stream, middle, every_s=0.2, size=65536))
             began = asyncio.get_running_loop().time()
             assert await taken(fetcher(here), [slow], made, [0]) == {0: middle}
-            assert asyncio.get_running_loop().time() - began > 4 * limits.IO_S
+            assert asyncio.get_running_loop().time() - began > 1.5 * limits.IO_S
             assert len(last) < limits.PIECE_BYTES
 
     go(work)
