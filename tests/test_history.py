@@ -19,7 +19,7 @@ from tapestryd.story import certificate
 from tapestryd.swarm.meter import Meter
 from tests.lineages import Line
 from tests.people import RUN, verify
-from tests.swarm.rooms import Peer, go, others, peers
+from tests.swarm.rooms import Peer, at_boundary, go, others, peers
 from tests.swarm.test_round import by_lead, cut_off
 
 
@@ -57,6 +57,7 @@ def test_a_silent_leader_and_a_lost_offer_are_named(tmp_path: Path, caplog: pyte
             dead, leader, cut, third = by_lead(found)
             name = {peer.node.peer_id: peer for peer in found}
             await dead.node.stop()
+            at_boundary(found)
             cut_off(cut, "reduce", toward=leader.node.peer_id)  # its offer to this reducer is lost, and so is the part to it
             here = [leader, cut, third]
             stories = dict(zip(here, await asyncio.gather(*(lived(peer, others(peer, found)) for peer in here)), strict=True))

@@ -112,7 +112,7 @@ class Peer:
         self, node: Node, person: Person, rules: RunRules, store: RunStore, delegation: Delegation | None = None,
         clock: Callable[[], int] = now_ms,
     ) -> None:  # fmt: skip
-        self.node, self.person, self.rules = node, person, rules
+        self.node, self.person, self.rules, self.clock = node, person, rules, clock
         self.rate = RATE
         self.owners: dict[str, str] = {}
         """Of the peers that have another owner than themselves."""
@@ -167,6 +167,15 @@ class Peer:
         return dict(self.node.refusals)
 
 
+class Clock:
+    """The machine's, set ahead or back."""
+
+    ahead_ms = 0
+
+    def __call__(self) -> int:
+        return now_ms() + self.ahead_ms
+
+
 Delegate = Callable[[RunRules], Sequence[Delegation]]
 """What the Members of a run with these rules sign."""
 
@@ -181,21 +190,29 @@ async def peers(
     made, base = fresh(plain_rules(fragments, bits, **averaging))
     prefix = f"tapestry/1/{count}"
     async with nodes(folder, count, prefix) as started:
-        made = replace(made, schedule=Schedule(now_ms() - 1000, 1000, average_ms))
+        made = replace(made, schedule=Schedule(now_ms(), 1000, average_ms))
         made = in_roster_mode(made) if delegate else made
         shown = {delegation.node: delegation for delegation in delegate(made)} if delegate else {}
-        found = []
+        clock, found = Clock(), []
         for node, person in zip(started, PEOPLE, strict=False):
             store = RunStore(folder / person.name, made.run_id)
             store.keep_rules(made, b"")
-            peer = Peer(node, person, made, store, shown.get(person.peer))
+            peer = Peer(node, person, made, store, shown.get(person.peer), clock)
             peer.owners = {node: delegation.member for node, delegation in shown.items()}
             peer.keeper.base.theta.copy_(base.theta)
             peer.keeper.base.pairs = list(base.pairs)
             peer.keeper.base.tip = Tip(0, 0, made.model.genesis)
             await peer.serve()
             found.append(peer)
+        at_boundary(found)
         yield found
+
+
+def at_boundary(found: Sequence[Peer]) -> None:
+    """Now is round 0's boundary, however long it took to come to this."""
+    clock = found[0].clock
+    assert isinstance(clock, Clock)
+    clock.ahead_ms += found[0].rules.schedule.boundary(0) - clock()
 
 
 def others(of: Peer, all_: Sequence[Peer]) -> list[str]:

@@ -19,7 +19,7 @@ from tapestryd.exchange import Exchange, Offer, assemble
 from tapestryd.swarm.meeting import Meeting
 from tapestryd.swarm.streams import Gone, Stream
 from tests.people import BLANK, CAST, RATE, verify
-from tests.swarm.rooms import Peer, agreed, go, others, peers, until
+from tests.swarm.rooms import Peer, agreed, at_boundary, go, others, peers, until
 
 
 def by_lead(found: Sequence[Peer], number: int = 0) -> list[Peer]:
@@ -130,6 +130,7 @@ def test_the_first_leader_dead_the_second_leads(tmp_path: Path) -> None:
         async with peers(tmp_path, 4, average_ms=9000) as found:
             dead, *here = by_lead(found)
             await dead.node.stop()
+            at_boundary(found)
             events = await together(here, found)
             agreed(here, events)
             entry, _ = here[0].keeper.store.load_entry(1, verify)  # type: ignore[misc]
