@@ -133,9 +133,10 @@ class Keeper:
         return (target.height - self.base.tip.height) * part_bytes(self.rules, elements) > 8 * elements * fragments
 
     async def _replay(self, target: Tip, donors: Sequence[str]) -> bool:
-        """Follow the donors' log up to `target`. False: it does not go on from our base. A donor whose entry does not follow is
-        left out: it may be on a branch that lost, or lie; but if it shows another branch, no other donor hides that again by
-        lying or having nothing. Raises Gone when nobody has what comes next, nor another branch."""
+        """Follow the donors' log up to `target`. False: it does not go on from our base, or it is our base that they tell of, at
+        another height or weight. A donor whose entry does not follow is left out: it may be on a branch that lost, or lie; but if
+        it shows another branch, no other donor hides that again by lying or having nothing. Raises Gone when nobody has what
+        comes next, nor another branch."""
         able, parted = list(donors), False
         while self.base.tip is not None and self.base.tip.height < target.height:
             try:
@@ -154,7 +155,7 @@ class Keeper:
                 if parted:
                     return False
                 raise
-        return self.base.tip is not None and self.base.tip.base == target.base
+        return self.base.tip == target
 
     async def _change_branch(self, target: Tip, donors: Sequence[str]) -> bool:
         """Take the last base that both branches have from our own files, and from there the donors' entries; ours is given up

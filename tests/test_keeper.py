@@ -314,6 +314,26 @@ def test_donors_that_went_over_to_a_better_branch_take_us_along(tmp_path: Path) 
     go(work)
 
 
+@pytest.mark.parametrize("lower", [0, 1])
+def test_our_own_base_told_to_be_heavier_is_not_where_we_are(tmp_path: Path, lower: int) -> None:
+    """Else whoever makes that up, with a certificate to show for it, would be believed again and again."""
+    line = grown(3)
+    here = line.base.tip
+    assert here is not None
+    false = replace(here, height=here.height - lower, weight=500)
+
+    async def work() -> None:
+        live = keeper(line, begin(line, tmp_path), Donors(ann=line))
+        for whole in line.entries:
+            live.store.write_entry(*_flat(whole))
+        assert await live.open() == here
+        with pytest.raises(Gone):
+            await live.catch_up(false, ["ann"])
+        assert same(live, line)
+
+    go(work)
+
+
 def test_an_entry_of_a_round_yet_to_come_is_refused(tmp_path: Path) -> None:
     """If it were followed, no round could be committed behind it until that one has been."""
     line = grown(3)

@@ -46,6 +46,8 @@ class Ledger:
         self._bytes: dict[int, tuple[Entry, bytes]] = {}
         self._parsed: dict[bytes, Entry | None] = {}
         self._sound: dict[Vote, bool] = {}
+        self._invented: set[str] = set()
+        """Bases that honest peers took by a certificate for which nobody honest had voted."""
 
     def broken(self, invariant: str, what: str) -> None:
         self.faults.append(Fault(invariant, what))
@@ -93,6 +95,8 @@ class Ledger:
         if peer.honest and (len(voters) < len(entry.votes) or not self._most(entry, len(entry.roster.members))):
             self.broken("no certificate", f"{peer.label} takes height {entry.vote.height} by {len(voters)} votes of a roster of "
                         f"{len(entry.roster.members)}")  # fmt: skip
+        if peer.honest and not any(other.honest for voter in voters if (other := self.world.peers.get(voter))):
+            self._invented.add(entry.vote.after)
 
     # Bytes of entries, as donors send and joiners parse them; each once a history.
 
@@ -158,7 +162,7 @@ class Ledger:
         where: dict[str, tuple[int, int]] = {GENESIS.base: (0, 0)}
         for peer in honest:
             for tip in peer.tips:
-                if where.setdefault(tip.base, (tip.height, tip.weight)) != (tip.height, tip.weight):
+                if where.setdefault(tip.base, (tip.height, tip.weight)) != (tip.height, tip.weight) and tip.base not in self._invented:
                     self.broken("two heights", f"{tip.base[:6]} of {peer.label}")
         longest = max((peer.disk for peer in honest if peer.tip), key=lambda disk: disk.tip.weight if disk.tip else 0)
         assert longest.tip is not None

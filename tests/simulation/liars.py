@@ -81,7 +81,8 @@ class Liar(Peer):
 
     def forged(self, tip: Tip) -> Tip:
         """forges: a branch of its own making, certified by keys of its own making, and heavier than any; perhaps of a round that
-        is yet to come. unvoted: the same with other peers in the roster, who never voted."""
+        is yet to come; in every third round it leads to the base that all have. unvoted: the same with other peers in the
+        roster, who never voted."""
         if self.invented is None or tip.better_than(self.invented.tip):
             round = self.member.round + (1000 if self.world.random() < 0.2 else 0)
             voters = [self.name, *self.ghosts, name_of(GHOSTS[-1])] if "forges" in self.traits else [self.name]
@@ -89,8 +90,8 @@ class Liar(Peer):
             roster = roster_of(round, tip.base, members, [claim(RATE, None)] * len(members))
             parts = tuple(step(name, str(round)) for name in members)
             heavy = min(INTEGER - 1, tip.weight + (ROSTER_MEMBERS if self.world.random() < 0.7 else INTEGER))
-            vote = Vote(RUN, round, round % FRAGMENTS, roster.digest, merkle(parts), 10**6, tip.base, step(self.name, tip.base),
-                        tip.height + 1, heavy)  # fmt: skip
+            after, height = (tip.base, tip.height) if round % 3 == 0 else (step(self.name, tip.base), tip.height + 1)
+            vote = Vote(RUN, round, round % FRAGMENTS, roster.digest, merkle(parts), 10**6, tip.base, after, height, heavy)
             votes = tuple(signed("vote", vote.to_body(), name) for name in voters)
             self.invented = Entry(vote, roster, parts, (1,) * len(parts), votes)
         return self.invented.tip

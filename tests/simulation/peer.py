@@ -963,7 +963,7 @@ class Peer:
             self.keep(entry)
             self.spark()
             self.moved(entry.tip)
-        return self.tip is not None and self.tip.base == target.base
+        return self.tip == target
 
     def change_branch(self, target: Tip, donors: tuple[str, ...]) -> Generator[Question, Any, bool]:
         """Theirs from where both parted, aside; ours is given up once all of theirs is here."""
