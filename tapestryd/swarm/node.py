@@ -304,19 +304,12 @@ class Node:
                     self.refusals[Reason.BANNED.value] += 1
                     await stream.skip()
                     await stream.refuse(Refused(Reason.BANNED, ""))
-                    return
-                await handler(stream)
+                else:
+                    await self._handle(handler, stream)
                 await stream.was_read()
-            except Refused as refused:
-                self.refused(refused, verb, peer)
-                with suppress(Gone):
-                    await stream.refuse(refused)
             except Stalled as stalled:
                 self.refused(Refused(Reason.STALLED, str(stalled)), verb, peer)
                 stream.abort()
-            except Busy as busy:
-                with suppress(Gone):
-                    await stream.busy(busy.retry_s)
             except Gone as gone:
                 log.debug("%s", gone)
             except asyncio.CancelledError:
@@ -332,6 +325,16 @@ class Node:
                 stream.close()
 
         await self._libp2p.p2p.add_binary_stream_handler(f"/{self._prefix}/{verb}", handle)
+
+    async def _handle(self, handler: Handler, stream: Stream) -> None:
+        """Answer it: as `handler` does or, where that raises Refused or Busy, with the reason."""
+        try:
+            await handler(stream)
+        except Refused as refused:
+            self.refused(refused, stream.verb, stream.peer)
+            await stream.refuse(refused)
+        except Busy as busy:
+            await stream.busy(busy.retry_s)
 
     def refused(self, refused: Refused, verb: str, peer: str, *, proven: bool = True) -> None:
         """Count it. It is `peer`'s own fault only if its stream or its signature carried it (`proven`), and not if it

@@ -81,6 +81,13 @@ def test_who_sends_garbage_is_banned_and_served_again_when_unbanned(tmp_path: Pa
             with pytest.raises(Declined) as declined:
                 await evil.ask(node.peer_id, "echo", {})
             assert declined.value.reason is Reason.BANNED
+            stream = await evil.open(node.peer_id, "echo")
+            await stream.send({})
+            with pytest.raises(Declined):
+                await stream.answer()
+            with pytest.raises(TimeoutError):  # who says so stays until it was read
+                await asyncio.wait_for(stream._reader.read(), 0.3)
+            stream.close()
             with pytest.raises(Gone, match="is banned here"):
                 await node.open(evil.peer_id, "echo")
             await good.ask(node.peer_id, "echo", {})

@@ -16,10 +16,10 @@ from hivemind.utils.timed_storage import get_dht_time
 
 from protocols import limits
 from protocols.canonical import dumps
-from protocols.refusal import Reason, Refused
+from protocols.refusal import Declined, Reason, Refused
 from tapestryd.errors import Unavailable
 from tapestryd.swarm import node as node_module
-from tapestryd.swarm.streams import Gone, Stream
+from tapestryd.swarm.streams import Busy, Gone, Stream
 from tests.lineages import PEOPLE
 from tests.swarm.rooms import address, go, identity, nodes, record, refresh, start, until
 
@@ -430,6 +430,41 @@ def test_who_answered_stays_until_it_was_read(tmp_path: Path) -> None:
                 return not two._serving
 
             await until(over)
+
+    go(work)
+
+
+@pytest.mark.parametrize("said", [Refused(Reason.STALE, "gone by"), Busy("", 1)], ids=["refused", "busy"])
+def test_who_refuses_stays_until_it_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Exception) -> None:
+    """And for so long at most: who never closes holds no more than one of its streams, as with any question."""
+
+    async def refuses(stream: Stream) -> None:
+        await stream.receive(0)
+        raise said
+
+    async def work() -> None:
+        async with nodes(tmp_path, 2) as (one, two):
+            await two.serve("refuses", refuses)
+
+            async def over() -> bool:
+                return not two._serving
+
+            async def refused() -> Stream:
+                stream = await one.open(two.peer_id, "refuses")
+                await stream.send({})
+                with pytest.raises((Declined, Busy)):
+                    await stream.answer()
+                return stream
+
+            read = await refused()
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(read._reader.read(), 0.3)
+            read.close()
+            await until(over, 5)
+            monkeypatch.setattr(limits, "IO_S", 0.5)
+            await refused()
+            await until(over, 5)
+            assert two.refusals["stalled"] == 0
 
     go(work)
 
