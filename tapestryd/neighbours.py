@@ -97,6 +97,8 @@ class Neighbours:
         """Read all presence records, but those of banned peers; what is not a valid one of this run is counted and dropped.
         Pings who is due."""
         now = time.monotonic()
+        for peer in [peer for peer, known in self._known.items() if now - known.seen > limits.PRESENCE_MS / 1000]:
+            del self._known[peer]  # also when the DHT does not answer
         found = await self._node.look()
         self._shunned = {peer: now for peer in found if self._node.door.shut(peer)}
         for peer in [peer for peer in self._known if self._node.door.shut(peer)]:
@@ -126,10 +128,8 @@ class Neighbours:
                     self._known[peer] = _Known(presence, now)
             elif presence.made_ms > known.presence.made_ms:
                 known.presence, known.seen = presence, now
-        for peer, known in list(self._known.items()):
-            if now - known.seen > limits.PRESENCE_MS / 1000:
-                del self._known[peer]
-            elif now - known.pinged > _PING_S:
+        for peer, known in self._known.items():
+            if now - known.pinged > _PING_S:
                 known.pinged = now
                 self._spawn(self._ping(peer, known))
         self._node.hint({peer: known.presence.addrs for peer, known in self._known.items()})

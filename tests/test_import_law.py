@@ -20,7 +20,7 @@ ROOMS = {
     },
     "tapestryd.child": set(),
     "tapestryd.swarm": {
-        "protocols", "tapestryd.swarm", "tapestryd.child", "tapestryd.errors", "torch", "hivemind", "multiaddr",
+        "protocols", "tapestryd.swarm", "tapestryd.child", "tapestryd.errors", "torch", "hivemind", "msgpack", "multiaddr",
     },
     "tapestryd.host": {"protocols", "tapestryd", "tapestryd.child", "tapestryd.host",
                        "tapestryd.training", "tapestryd.errors", "tapestryd.config", "tapestryd.layers", "tapestryd.settings",

@@ -9,8 +9,10 @@ import asyncio
 import shutil
 import signal
 import tempfile
-from collections.abc import Sequence
-from contextlib import suppress
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -19,12 +21,21 @@ from typing import Any
 from hivemind.p2p import P2P, P2PContext, PeerID
 from hivemind.utils.multiaddr import Multiaddr
 
+from protocols import limits
 from tapestryd.child import die_with_parent
 from tapestryd.errors import Unavailable
 from tapestryd.swarm.line import Line
 from tapestryd.swarm.meter import Meter
 
 _START_S = 20.0
+
+_CALLS_A_PEER = 8
+"""Calls of the DHT by one peer that are answered at once; an honest one makes one or two at a time."""
+
+_TOLD_BYTES = 8 * limits.MIB
+_TOLD_BYTES_PER_S = 512 * limits.KIB
+"""What one peer is told of the DHT in one go, and then a second: twice all that there may be, and all of it every eight seconds. A question
+is a few bytes."""
 
 
 class Libp2p:
@@ -42,14 +53,16 @@ class Libp2p:
         self._reader = reader
 
     @classmethod
-    async def start(cls, identity: Path, listen: Sequence[str], announce: Sequence[str], meter: Meter, line: Line) -> "Libp2p":
-        """Knows nobody yet: with bootstrap peers on its command line, p2pd ends if none of them answers.
-        Raises Unavailable with p2pd's own words if it does not come up (a port in use, say)."""
+    async def start(
+        cls, identity: Path, listen: Sequence[str], announce: Sequence[str], meter: Meter, line: Line, shut: Callable[[str], bool]
+    ) -> "Libp2p":  # fmt: skip
+        """Knows nobody yet: with bootstrap peers on its command line, p2pd ends if none of them answers. Calls of the DHT by whoever is
+        `shut` are not answered. Raises Unavailable with p2pd's own words if it does not come up (a port in use, say)."""
         folder = _folder(identity)
 
         class Here(_Metered):
             _UNIX_SOCKET_PREFIX = f"/unix{folder}/"
-            _meter, _line = meter, line
+            _meter, _line, _callers = meter, line, Callers(shut)
 
         control = f"/unix{folder}/control.sock"
         with as_file(files("hivemind.hivemind_cli") / "p2pd") as binary:
@@ -121,10 +134,11 @@ class Libp2p:
 
 
 class _Metered(P2P):  # type: ignore[misc]
-    """Counts and paces the messages of hivemind's calls: the DHT's. Our own streams do so themselves."""
+    """Counts, paces and bounds the messages of hivemind's calls: the DHT's. Our own streams do so themselves."""
 
     _meter: Meter
     _line: Line
+    _callers: "Callers"
 
     async def call_protobuf_handler(self, peer_id: PeerID, name: str, input: Any, output_protobuf_type: Any) -> Any:
         verb, peer = name.rpartition(".")[2], peer_id.to_base58()
@@ -141,13 +155,46 @@ class _Metered(P2P):  # type: ignore[misc]
         async def counted(request: Any, context: P2PContext) -> Any:
             peer = context.remote_id.to_base58()
             self._meter.receives(request.ByteSize(), verb, peer, asks=False)
-            await self._line.down(request.ByteSize(), peer)
-            answer = await handler(request, context)
-            await self._line.up(answer.ByteSize(), peer)
+            with self._callers.one(peer):
+                await self._line.down(request.ByteSize(), peer)
+                answer = await handler(request, context)
+                self._callers.told(peer, answer.ByteSize())
+                await self._line.up(answer.ByteSize(), peer)
             self._meter.sends(answer.ByteSize(), verb, peer, asks=False)
             return answer
 
         await super().add_protobuf_handler(name, counted, input_protobuf_type, **options)
+
+
+class Callers:
+    """Who calls our DHT node at once, and what each was told of late: a bucket that leaks. Who is `shut` does not call."""
+
+    def __init__(self, shut: Callable[[str], bool], now: Callable[[], float] = time.monotonic) -> None:
+        self._shut = shut
+        self._now = now
+        self._calls: Counter[str] = Counter()
+        self._told: dict[str, tuple[float, float]] = {}
+
+    @contextmanager
+    def one(self, peer: str) -> Iterator[None]:
+        """For as long as a call is answered. Raises PermissionError if it is not to be."""
+        if self._shut(peer) or self._calls[peer] >= _CALLS_A_PEER or self._late(peer) >= _TOLD_BYTES:
+            raise PermissionError("not now")
+        self._calls[peer] += 1
+        try:
+            yield
+        finally:
+            self._calls[peer] -= 1
+            self._calls += Counter()  # forgets zeros
+
+    def told(self, peer: str, size: int) -> None:
+        self._told[peer] = (self._late(peer) + size, self._now())
+        if len(self._told) > 2 * limits.RECORDS:
+            self._told = {peer: told for peer, told in self._told.items() if self._late(peer)}
+
+    def _late(self, peer: str) -> float:
+        size, since = self._told.get(peer, (0.0, 0.0))
+        return max(0.0, size - _TOLD_BYTES_PER_S * (self._now() - since))
 
 
 def _folder(identity: Path) -> Path:

@@ -24,7 +24,7 @@ from protocols import limits
 from protocols.canonical import Json, Verify
 from protocols.records import is_address
 from protocols.refusal import Declined, Reason, Refused
-from tapestryd.swarm.dht import Guard, dht_node
+from tapestryd.swarm.dht import Guard, dht_node, search
 from tapestryd.swarm.libp2p import Libp2p
 from tapestryd.swarm.line import OPEN_LINE, Line
 from tapestryd.swarm.meter import Meter
@@ -89,6 +89,7 @@ class Node:
         self._guard = guard
         self._prefix = prefix
         self._bootstrap = {_peer_of(address): address for address in bootstrap}
+        self._present: set[str] = set()
         self._hints: dict[str, list[str]] = {}
         self._open: Counter[str] = Counter()
         self._asked: dict[str, float] = {}
@@ -105,7 +106,7 @@ class Node:
         door: Door = OPEN, meter: Meter | None = None, line: Line = OPEN_LINE,
     ) -> "Node":  # fmt: skip
         """Comes up with or without a bootstrap peer in reach; `look` goes on asking them."""
-        libp2p = await Libp2p.start(identity, listen, announce, meter or Meter(), line)
+        libp2p = await Libp2p.start(identity, listen, announce, meter or Meter(), line, door.shut)
         try:
             dht, guard = await dht_node(libp2p.p2p, f"{prefix}/presence", verify)
         except BaseException:
@@ -168,13 +169,12 @@ class Node:
             self._libp2p.line.meet(await self.connections())
         try:
             async with asyncio.timeout(_DHT_S):
-                found = await self._dht.get(f"{self._prefix}/presence", latest=True)
+                found = await search(self._dht, self._guard.key, self.door.shut)
         except _LOST as error:
             raise Gone(f"the DHT does not answer: {error}") from None
-        if found is None or not isinstance(found.value, dict):
-            return {}
-        entries = list(found.value.items())[: limits.RECORDS]
-        return {peer: entry.value for peer, entry in entries if isinstance(peer, str) and peer != self.peer_id}
+        found.pop(self.peer_id, None)
+        self._present = set(sorted(found, key=lambda peer: peer not in self._present)[: limits.RECORDS])  # who was there stays
+        return {peer: found[peer] for peer in self._present}
 
     def acquainted(self) -> set[str]:
         """Whom our DHT node knows."""

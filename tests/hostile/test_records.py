@@ -163,11 +163,11 @@ def test_records_under_other_keys_are_not_kept(tmp_path: Path) -> None:
     async def work() -> None:
         async with watching(tmp_path, 1) as ((watcher,), liar):
             ends = get_dht_time() + 15
-            before = list(watcher.node._dht.protocol.storage.items())
+            before = dict(watcher.node._guard.storage._held)
             for number in range(100):
                 with pytest.raises(P2PHandlerError):
                     await liar.store(watcher.node.peer_id, [(liar.peer, presence(liar.person), ends)], key=f"somewhere {number}")
-            assert list(watcher.node._dht.protocol.storage.items()) == before
+            assert watcher.node._guard.storage._held == before
             assert await liar.store(watcher.node.peer_id, [(liar.peer, presence(liar.person), ends)]) == [True]
 
     go(work)

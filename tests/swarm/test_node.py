@@ -141,10 +141,11 @@ def test_no_identity_file_is_said(tmp_path: Path) -> None:
         from tapestryd.swarm.libp2p import Libp2p
         from tapestryd.swarm.line import OPEN_LINE
         from tapestryd.swarm.meter import Meter
+        from tapestryd.swarm.node import OPEN
 
         (tmp_path / "broken.key").write_bytes(b"x" * 68)
         with pytest.raises(Unavailable):
-            await Libp2p.start(tmp_path / "broken.key", ["/ip4/127.0.0.1/tcp/0"], (), Meter(), OPEN_LINE)
+            await Libp2p.start(tmp_path / "broken.key", ["/ip4/127.0.0.1/tcp/0"], (), Meter(), OPEN_LINE, OPEN.shut)
 
     go(work)
 
