@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from hashlib import sha256
 from itertools import accumulate, pairwise
 
@@ -149,7 +150,7 @@ def seated(peers: Sequence[str], claims: Sequence[Claim], members: int) -> list[
     return found
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Roster:
     """Who averages round `round`, and what each said of its contribution. `members` in canonical order, `claims` beside them;
     `before`: the base that all of them hold."""
@@ -171,16 +172,17 @@ class Roster:
         """The members that can be dialled, in order: each reduces one part."""
         return tuple(peer for peer, claim in zip(self.members, self.claims, strict=True) if claim.rate)
 
-    def parts(self) -> list[tuple[int, int]]:
-        """The cells of each reducer's part: [first, last)."""
+    @cached_property
+    def parts(self) -> tuple[tuple[int, int], ...]:
+        """The cells of each reducer's part: [first, last). Asked for with each offer, and to deal them out takes a while."""
         reducing = [(claim.rate, owner) for claim, owner in zip(self.claims, self.owners, strict=True) if claim.rate]
         dealt = shares([rate for rate, _ in reducing], [owner for _, owner in reducing])
-        return list(pairwise(accumulate(dealt, initial=0)))
+        return tuple(pairwise(accumulate(dealt, initial=0)))
 
     def slices(self, elements: int, block: int) -> list[tuple[int, int]]:
         """The elements of each reducer's part: [start, stop). They cover [0, elements); some may be empty."""
         edges = cells(elements, block)
-        return [(edges[first], edges[last]) for first, last in self.parts()]
+        return [(edges[first], edges[last]) for first, last in self.parts]
 
     def check(self, rules: RunRules) -> None:
         """Refused unless every delegation holds at the round's boundary, those of one Member are of one epoch, and no Member has more
@@ -211,8 +213,9 @@ class Roster:
             "members": list(self.members), "claims": [claim.to_body() for claim in self.claims],
         }  # fmt: skip
 
-    @property
+    @cached_property
     def digest(self) -> str:
+        """Asked for with each part and each vote; a large roster is hundreds of kilobytes."""
         return digest(dumps(self.to_body()))
 
     @classmethod

@@ -77,7 +77,7 @@ class Exchange:
         """An offer, decoded, that is what its member claimed: cell by cell, so that nobody's parts are larger than its whole."""
         start, stop = self.slices[part]
         offer = codec.decode(data, stop - start, self.rules.codec.up, self.rules.codec.block)
-        first, last = self.roster.parts()[part]
+        first, last = self.roster.parts[part]
         claimed = self.roster.claims[place].norms[first:last]
         for found, said in zip(self._norms(offer, first, last), claimed, strict=True):
             if max(found, said) > min(found, said) * ROOM + NOTHING:
@@ -94,7 +94,7 @@ class Exchange:
         mean, found = assemble(self.rules, self.roster, blobs)
         if found < float(self.rules.averaging.coverage) * 1_000_000:
             raise Refused(Reason.OUT_OF_RANGE, f"coverage {found / 1e6:.2f} where the rules ask for {self.rules.averaging.coverage}")
-        for part, (blob, (first, last)) in enumerate(zip(blobs, self.roster.parts(), strict=True)):
+        for part, (blob, (first, last)) in enumerate(zip(blobs, self.roster.parts, strict=True)):
             start, stop = self.slices[part]
             places = in_bitmap(blob[:BITMAP_BYTES], len(self.roster.members))
             most = ceilings(

@@ -108,7 +108,7 @@ def _roster(data: bytes) -> None:
     signed = Signed.from_json(value, "roster", yes)
     found = Roster.from_body(signed.body, yes)
     assert found.to_body() == signed.body
-    assert found.parts()[-1][1] == 64
+    assert found.parts[-1][1] == 64
     slices = found.slices(ELEMENTS, 64)
     assert (slices[0][0], slices[-1][1], len(slices)) == (0, ELEMENTS, len(found.reducers))
     accept(

@@ -53,7 +53,7 @@ def test_reads_and_writes_the_vector() -> None:
     read = Roster.from_body(signed.body, verify)
     assert read.digest == VECTOR["digest"] == digest(dumps(signed.body))
     assert Signed.make("roster", read.to_body(), signed.peer, CAST[signed.peer].sign) == signed
-    assert [list(part) for part in read.parts()] == VECTOR["parts"]["cells"]
+    assert [list(part) for part in read.parts] == VECTOR["parts"]["cells"]
     assert [list(part) for part in read.slices(VECTOR["parts"]["elements"], VECTOR["parts"]["block"])] == VECTOR["parts"]["slices"]
 
 

@@ -523,7 +523,7 @@ def test_parts_are_as_large_as_their_reducers_are_fast(tmp_path: Path) -> None:
             agreed(found, await together(found))
             entry, parts = found[0].keeper.store.load_entry(1, verify)  # type: ignore[misc]
             fast = entry.roster.reducers.index(found[2].node.peer_id)
-            assert sorted(last - first for first, last in entry.roster.parts()) == [16, 16, 32]
+            assert sorted(last - first for first, last in entry.roster.parts) == [16, 16, 32]
             assert max(range(3), key=lambda part: len(parts[part])) == fast
 
     go(work)
