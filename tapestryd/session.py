@@ -16,7 +16,7 @@ from protocols.lineage import Entry, Tip
 from protocols.records import Presence
 from protocols.refusal import Refused
 from protocols.rules import Invite, RunRules
-from protocols.trainer import ALL_FRAGMENTS, Checks, Delta, Order, Rest, Stop, Train, Withheld
+from protocols.trainer import Checks, Delta, Order, Rest, Stop, Train, Withheld
 from tapestryd import __version__
 from tapestryd.arrival import fetched
 from tapestryd.averaging import Averaging
@@ -91,8 +91,6 @@ class Session:
         self._held = rounds.Held(())
         self._reasons: tuple[str, ...] = ()
         self._trained: Delta | None = None
-        self._unheard: set[int] = set()
-        """Fragments that were committed while the trainer was down: its checkpoint still counts their progress as its own."""
         self._left = asyncio.Event()
 
     # Life.
@@ -338,21 +336,13 @@ class Session:
             assert self.supervisor is not None
             self.supervisor.refuse("the data side does not prove its box, and tapestryd.toml requires it ([sandbox])")
         else:
-            self._spawn(self._offer_all())
+            self._spawn(self._hand())
 
-    async def _offer_all(self) -> None:
-        """Hand the trainer the whole base, beneath its local progress; with that it can begin. What of this progress is in the
-        base by now, and the trainer was not there to hear it, goes."""
+    async def _hand(self) -> None:
+        """Hand the trainer the base; with that it can begin."""
         assert self.member is not None
-        if not await self._offer(ALL_FRAGMENTS, keep=True):
-            return
-        while self._unheard and await self._offer(min(self._unheard), keep=False):
-            self._unheard.remove(min(self._unheard))
-        if not self.member.trainer:
+        if self.supervisor is not None and await self.supervisor.hand(self.keeper.base) and not self.member.trainer:
             self.feed(rounds.TrainerUp())
-
-    async def _offer(self, fragment: int, *, keep: bool) -> bool:
-        return self.supervisor is not None and await self.supervisor.offer(self.keeper.base, fragment, keep=keep)
 
     def _stopped(self, report: Delta | Withheld) -> None:
         member = self.member
@@ -389,8 +379,8 @@ class Session:
             event = await self.averaging.run(work, round)
             if isinstance(event, rounds.Committed):
                 fragment = round % self.keeper.base.layout.fragments
-                if not await self._offer(fragment, keep=False):
-                    self._unheard.add(fragment)
+                if self.supervisor is not None:
+                    await self.supervisor.committed(self.keeper.base, fragment)
                 self._over(round, "")
             self.feed(event)
 
@@ -440,7 +430,7 @@ class Session:
             self._look()
             return
         if reached != before:
-            await self._offer_all()
+            await self._hand()
         self.feed(rounds.BaseLoaded(reached))
 
     # What others see.

@@ -94,7 +94,7 @@ class Supervisor:
         self._ended = asyncio.Event()
         self._witness = Witness(witness)
         self._keeping: set[asyncio.Task[None]] = set()
-        self._offering = asyncio.Lock()
+        self._sharing = asyncio.Lock()
         self._loop_task: asyncio.Task[None] | None = None
         self._wanted = asyncio.Event()
         self._wanted.set()
@@ -103,6 +103,10 @@ class Supervisor:
         self._asked: deque[tuple[int, int]] = deque()
         """(round, fragment) of each STOP that this trainer has not answered yet; it answers in order."""
         self.ready: Ready | None = None
+        self._based = False
+        """This trainer was handed the whole base."""
+        self._unheard: set[int] = set()
+        """Fragments that were committed while there was no trainer: its checkpoint still counts their progress as its own."""
         self.beat: Beat | None = None
         self.heldout: control.Heldout | None = None
         self.fault = ""
@@ -114,16 +118,36 @@ class Supervisor:
     def start(self) -> None:
         self._loop_task = asyncio.create_task(self._run())
 
-    async def offer(self, base: SharedBase, fragment: int, *, keep: bool) -> bool:
-        """Share a fragment of the base, or ALL_FRAGMENTS. `keep`: local progress stays on top. One at a time, so that the
-        last word in shared memory is that of the last BASE. False: there is nobody to take it, or nothing to share."""
-        async with self._offering:
-            if self.trainer is None or self.ready is None or base.tip is None:
-                return False
-            here = slice(None) if fragment == ALL_FRAGMENTS else base.slice(fragment)
-            await asyncio.to_thread(np.copyto, self.trainer.params[here], base.theta[here].numpy())
-            self.send(Base(base.tip.height, fragment, keep))
-            return True
+    async def hand(self, base: SharedBase) -> bool:
+        """Share the whole base, beneath the trainer's local progress; then, without it, what was committed while nobody was there
+        to hear of it. False: there is nobody to take it, or not any more, or nothing to share."""
+        async with self._sharing:
+            whole = await self._share(base, ALL_FRAGMENTS, keep=True)
+            while whole and self._unheard:
+                fragment = min(self._unheard)
+                if not await self._share(base, fragment, keep=False):
+                    return False
+                self._unheard.remove(fragment)
+            return whole
+
+    async def committed(self, base: SharedBase, fragment: int) -> None:
+        """Share a fragment in the place of local progress, at once or when there is somebody to take it."""
+        async with self._sharing:
+            if not await self._share(base, fragment, keep=False):
+                self._unheard.add(fragment)
+
+    async def _share(self, base: SharedBase, fragment: int, *, keep: bool) -> bool:
+        """One at a time, so that the last word in shared memory is that of the last BASE. A trainer's first BASE is of all."""
+        whole, trainer = fragment == ALL_FRAGMENTS, self.trainer
+        if trainer is None or self.ready is None or base.tip is None or not (whole or self._based):
+            return False
+        here = slice(None) if whole else base.slice(fragment)
+        await asyncio.to_thread(np.copyto, trainer.params[here], base.theta[here].numpy())
+        if self.trainer is not trainer:  # it ended meanwhile; the next one has vectors of its own
+            return False
+        self.send(Base(base.tip.height, fragment, keep))
+        self._based = True
+        return True
 
     async def take(self, here: slice) -> Tensor | None:
         """Our own copy of a slice of the trainer's delta, (n_f,) float32; None if it is not finite, or the trainer is gone."""
@@ -194,6 +218,7 @@ class Supervisor:
             self.fault = f"the trainer {how}"
         self.trainer = None
         self.ready = None
+        self._based = False
         self._asked.clear()
         self._ended.set()
         self._on_down()

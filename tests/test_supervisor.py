@@ -4,14 +4,19 @@ import asyncio
 import os
 import signal
 import socket
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import uvloop
 
-from protocols.trainer import ABI, ALL_FRAGMENTS, Base, Delta, Ready, Report, Stop, Train, Withheld, pack
+from protocols.lineage import Tip
+from protocols.trainer import ABI, ALL_FRAGMENTS, SIZE, Base, Delta, Ready, Report, Stop, Train, Withheld, pack, unpack
+from tapestryd.base import SharedBase
 from tapestryd.host.trainer import Work
 from tapestryd.supervisor import Supervisor
 from tests.host.home import Home, stewarded
@@ -167,10 +172,102 @@ def test_what_was_not_asked_for_is_not_believed(stops: list[int], said: list[Rep
         assert len(heard) == (len(said) if believed else len(said) - 1)
         await watched.supervisor.stop(1)
 
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
-        listening.bind(str(home.socket))
-        listening.listen()
-        listening.setblocking(False)
+    with channel_of(home) as listening:
+        asyncio.run(asyncio.wait_for(work(listening), 60))
+
+
+def channel_of(home: Home) -> socket.socket:
+    """Where a data side listens, to be played by hand."""
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listening.bind(str(home.socket))
+    listening.listen()
+    listening.setblocking(False)
+    return listening
+
+
+class SlowCopy:
+    """In place of copying a base: it waits. `began`: the copy has begun; `go_on`: it may be made."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.began, self.go_on, self._copyto = threading.Event(), threading.Event(), np.copyto
+        monkeypatch.setattr("tapestryd.supervisor.np.copyto", self._copy)
+
+    def _copy(self, *given: Any) -> None:
+        self.began.set()
+        assert self.go_on.wait(60)
+        self._copyto(*given)
+
+
+def based(home: Home) -> SharedBase:
+    base = SharedBase(home.rules, home.layout)
+    base.theta.copy_(genesis())
+    base.tip = Tip(0, 0, "ab" * 32)
+    return base
+
+
+@pytest.mark.parametrize("next_one", [False, True])
+def test_a_trainer_that_ends_while_it_is_handed_a_base_was_handed_none(home: Home, next_one: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor was the next one, which may be there by then, with vectors of its own."""
+
+    async def work(listening: socket.socket) -> None:
+        loop, ready = asyncio.get_running_loop(), pack(Ready(ABI, home.layout.elements, 0, 0, 0))
+        watched, base = Watched(home, 0), based(home)
+        supervisor = watched.supervisor
+        supervisor.start()
+        first, _ = await loop.sock_accept(listening)
+        with first:
+            first.send(ready)
+            await watched.ready.wait()
+            copy = SlowCopy(monkeypatch)
+            handed = asyncio.create_task(supervisor.hand(base))
+            assert await asyncio.to_thread(copy.began.wait, 60)
+        await watched.down.wait()
+        if next_one:
+            watched.ready.clear()
+            second, _ = await loop.sock_accept(listening)
+            second.send(ready)
+            await watched.ready.wait()
+        copy.go_on.set()
+        assert not await handed
+        if next_one:
+            await supervisor.committed(base, 1)  # the first that it gets is the whole
+            assert await supervisor.hand(base)
+            heard = [unpack(second.recv(SIZE + 1)) for _ in range(3)]
+            assert heard[1:] == [Base(0, ALL_FRAGMENTS, True), Base(0, 1, False)]
+            second.close()
+        await supervisor.stop(1)
+
+    with channel_of(home) as listening:
+        asyncio.run(asyncio.wait_for(work(listening), 60))
+
+
+def test_the_base_is_handed_over_by_one_at_a_time(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trainer is back, a catch-up ends and a round is committed, all while the base is being copied."""
+
+    async def work(listening: socket.socket) -> None:
+        watched, base = Watched(home, 0), based(home)
+        supervisor = watched.supervisor
+        await supervisor.committed(base, 1)
+        supervisor.start()
+        channel, _ = await asyncio.get_running_loop().sock_accept(listening)
+        with channel:
+            channel.send(pack(Ready(ABI, home.layout.elements, 0, 0, 0)))
+            await watched.ready.wait()
+            copy = SlowCopy(monkeypatch)
+            returned = asyncio.create_task(supervisor.hand(base))
+            assert await asyncio.to_thread(copy.began.wait, 60)
+            caught_up, committed = asyncio.create_task(supervisor.hand(base)), asyncio.create_task(supervisor.committed(base, 0))
+            await asyncio.sleep(0)
+            copy.go_on.set()
+            assert await returned
+            assert await caught_up
+            await committed
+            heard = [unpack(channel.recv(SIZE + 1)) for _ in range(5)]
+            whole = Base(0, ALL_FRAGMENTS, True)
+            assert heard[1:] == [whole, Base(0, 1, False), whole, Base(0, 0, False)]
+            await supervisor.stop(1)
+
+    with channel_of(home) as listening:
         asyncio.run(asyncio.wait_for(work(listening), 60))
 
 
