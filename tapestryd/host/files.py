@@ -109,3 +109,18 @@ def set_aside(path: Path, why: str) -> None:
     log.warning("%s is damaged (%s): set aside as %s.damaged", path, why, path.name)
     with suppress(FileNotFoundError):  # pruned since it was read
         path.rename(path.with_name(path.name + ".damaged"))
+
+
+_CHUNK_BYTES = 1 << 20
+
+
+def last_lines(path: Path, count: int) -> list[bytes]:
+    """The last `count` lines of a file, or all of them, however long it is by now: read from its end."""
+    data = b""
+    with path.open("rb") as file:
+        at = file.seek(0, os.SEEK_END)
+        while at and data.count(b"\n") <= count:
+            chunk = min(at, _CHUNK_BYTES)
+            at = file.seek(at - chunk)
+            data = file.read(chunk) + data
+    return data.splitlines()[-count:]

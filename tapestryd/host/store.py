@@ -35,7 +35,7 @@ from protocols.refusal import Refused
 from protocols.rules import RunRules
 from tapestryd.errors import DiskFull, StateFault
 from tapestryd.host.download import Download
-from tapestryd.host.files import Move, move_all, saying_disk_full, set_aside, sync, write
+from tapestryd.host.files import Move, last_lines, move_all, saying_disk_full, set_aside, sync, write
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +57,7 @@ class RunStore:
         self.run_id = run_id
         self._log = path / "log"
         self._snapshots = path / "snapshots"
+        self._proofs = path / "proofs"
         self._incoming = path / "incoming"
         self._rules: RunRules | None = None
         self._layout: Layout | None = None
@@ -68,8 +69,9 @@ class RunStore:
         """Held while files of one lineage are exchanged for another's: whoever looks finds either."""
         for folder in (self._log, self._snapshots):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for leftover in [*path.rglob("*.new")]:
-            leftover.unlink()
+        for folder in (path, self._log, self._snapshots, self._proofs):
+            for leftover in [*folder.glob("*.new")]:
+                leftover.unlink()
         shutil.rmtree(self._incoming, ignore_errors=True)
         self._sweep()
 
@@ -315,13 +317,12 @@ class RunStore:
 
     def keep_proof(self, one: Signed, other: Signed) -> None:
         """Proof that their signer said two things. At most PROOFS are kept; the first ones stay."""
-        folder = self.path / "proofs"
         try:
-            with saying_disk_full(folder):
-                folder.mkdir(exist_ok=True)
-            if sum(1 for _ in folder.iterdir()) < PROOFS:
+            with saying_disk_full(self._proofs):
+                self._proofs.mkdir(exist_ok=True)
+            if sum(1 for _ in self._proofs.iterdir()) < PROOFS:
                 pair = {"statements": [one.to_json(), other.to_json()]}
-                write(folder / f"{one.peer}-{one.body['roster'][:16]}-{one.kind}.json", dumps(pair))
+                write(self._proofs / f"{one.peer}-{one.body['roster'][:16]}-{one.kind}.json", dumps(pair))
         except DiskFull as full:
             log.error("%s", full)
 
@@ -339,7 +340,8 @@ class RunStore:
         if not path.exists():
             return []
         found = []
-        for line in path.read_text(errors="replace").splitlines()[-STORIES:]:
+        for line in last_lines(path, STORIES):
             with suppress(ValueError, TypeError, KeyError, RecursionError):
                 found.append(Story.from_json(json.loads(line)))
         return found
+        """The latest STORIES of them."""

@@ -19,9 +19,10 @@ from protocols.canonical import digest
 from protocols.control import Ban, Missing, Repaired, Silent, Story
 from protocols.lineage import Snapshot, Tip
 from tapestryd.errors import DiskFull, StateFault
+from tapestryd.host import files as files_module
 from tapestryd.host import store as store_module
 from tapestryd.host.download import Download
-from tapestryd.host.files import saying_disk_full, set_aside, write
+from tapestryd.host.files import last_lines, saying_disk_full, set_aside, write
 from tapestryd.host.state import StateDir
 from tapestryd.host.store import RunStore
 from tests.lineages import Line
@@ -584,3 +585,26 @@ def test_only_the_latest_stories_are_read(tmp_path: Path) -> None:
         "".join(line.replace('"round": 7', f'"round": {n}') + "\n" for n in range(store_module.STORIES + 5))
     )
     assert [story.round for story in run.stories()] == list(range(5, store_module.STORIES + 5))
+
+
+def test_stories_of_years_cost_no_more_to_read_than_those_of_a_day(tmp_path: Path) -> None:
+    """A file that is larger than the memory of any machine: its beginning is a hole."""
+    run = RunStore(tmp_path, RUN)
+    path = tmp_path / "rounds.jsonl"
+    with path.open("wb") as file:
+        file.truncate(1 << 42)
+        file.seek(0, os.SEEK_END)
+        file.write(b"\n")
+    for number in range(store_module.STORIES + 5):
+        run.tell(replace(STORY, round=number, reason="x" * 4000))
+    assert [story.round for story in run.stories()] == list(range(5, store_module.STORIES + 5))
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 1000])
+def test_last_lines(tmp_path: Path, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files_module, "_CHUNK_BYTES", chunk)
+    path = tmp_path / "file"
+    for text in (b"", b"\n", b"a", b"a\n", b"a\nbb", b"a\nbb\n", b"\n\na\n", b"a\n\nbb\nccc\n"):
+        path.write_bytes(text)
+        for count in (1, 2, 3, 9):
+            assert last_lines(path, count) == text.splitlines()[-count:]
