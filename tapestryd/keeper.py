@@ -20,6 +20,7 @@ from protocols.rules import RunRules
 from protocols.settling import equivocation
 from tapestryd.base import Next, SharedBase, describe
 from tapestryd.exchange import part_bytes
+from tapestryd.host.files import saying_unreadable
 from tapestryd.host.store import RunStore
 from tapestryd.replay import replay
 from tapestryd.swarm.lineage import Fetcher
@@ -60,8 +61,10 @@ class Keeper:
     async def open(self) -> Tip | None:
         """Load what the disk holds: the newest good snapshot and the log behind it. None: nothing yet."""
         for snapshot in reversed(await asyncio.to_thread(self.store.snapshots)):
+            file = self.store.snapshot_file(snapshot)
             try:
-                await asyncio.to_thread(self.base.load, snapshot, self.store.snapshot_file(snapshot))
+                with saying_unreadable(file):
+                    await asyncio.to_thread(self.base.load, snapshot, file)
                 break
             except Refused as refused:
                 self.store.set_snapshot_aside(snapshot, str(refused))

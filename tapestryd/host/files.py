@@ -1,5 +1,5 @@
-"""Files that are whole or not there: written temp, fsync, rename; moved all together or not at all; damaged ones set aside; and
-who may write them."""
+"""Files that are whole or not there: written temp, fsync, rename; moved all together or not at all; damaged ones set aside, and
+unreadable ones left alone; and who may write them."""
 
 import errno
 import fcntl
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tapestryd.errors import DiskFull
+from tapestryd.errors import DiskFull, StateFault, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +26,17 @@ def saying_disk_full(what: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull(f"{what}: the disk is full; nothing was lost, make room and it goes on") from None
         raise
+
+
+@contextmanager
+def saying_unreadable(what: Path) -> Iterator[None]:
+    """What cannot be read now may be whole all the same: nothing is concluded from it. Raises StateFault, Unavailable."""
+    try:
+        yield
+    except PermissionError as error:
+        raise StateFault(f"{what}: {error.strerror}; was tapestryd run here as another user? chown it back, nothing was changed") from None
+    except OSError as error:
+        raise Unavailable(f"{what} cannot be read ({error.strerror}); is the disk, or its connection, failing?") from None
 
 
 def write(path: Path, *chunks: bytes | memoryview, mode: int = 0o666, like: os.stat_result | None = None) -> None:

@@ -35,7 +35,7 @@ from protocols.refusal import Refused
 from protocols.rules import RunRules
 from tapestryd.errors import DiskFull, StateFault
 from tapestryd.host.download import Download
-from tapestryd.host.files import Move, last_lines, move_all, saying_disk_full, set_aside, sync, write
+from tapestryd.host.files import Move, last_lines, move_all, saying_disk_full, saying_unreadable, set_aside, sync, write
 
 log = logging.getLogger(__name__)
 
@@ -139,12 +139,15 @@ class RunStore:
             return file.read(size)
 
     def load_entry(self, height: int, verify: Verify) -> tuple[Entry, list[bytes]] | None:
-        """Entry and parts, verified; a damaged file is set aside and is as good as absent."""
+        """Entry and parts, verified; a damaged file is set aside and is as good as absent. Raises StateFault, Unavailable if it
+        cannot be read at all."""
         path = self._entry(height)
         if self._judge is None or not path.exists():
             return None
+        with saying_unreadable(path):
+            data = path.read_bytes()
         try:
-            return Entry.split(path.read_bytes(), self._judge, verify)
+            return Entry.split(data, self._judge, verify)
         except Refused as refused:
             set_aside(path, str(refused))
             return None
@@ -184,13 +187,14 @@ class RunStore:
         self._sweep()
 
     def _sweep(self) -> None:
-        """Remove bases without a manifest: pruned, or a crash or a full disk came between the two, or it was damaged."""
+        """Remove bases without a manifest: pruned, or a crash or a full disk came between the two, or they are damaged themselves."""
         for base in self._snapshots.glob("*.base"):
             if not base.with_suffix(".json").exists():
                 base.unlink()
 
     def snapshots(self) -> list[Snapshot]:
-        """Manifests of whole snapshots, oldest first. Damaged ones are set aside."""
+        """Manifests of whole snapshots, oldest first. Damaged ones are set aside. Raises StateFault, Unavailable if one cannot be
+        read at all."""
         if self._layout is None:
             rules = self.load_rules()
             self._layout = rules.layout() if rules else None
@@ -204,15 +208,21 @@ class RunStore:
         return found
 
     def _read_manifest(self, path: Path) -> Snapshot | None:
+        """None: pruned just now, or damaged, and set aside."""
         assert self._layout is not None
-        try:
-            snapshot = Snapshot.parse(path.read_bytes(), run=self.run_id, elements=self._layout.elements, fragments=self._layout.fragments)
-            if path.with_suffix(".base").stat().st_size != snapshot.size:
-                raise OSError("cut short")
-            return snapshot
-        except (Refused, OSError) as error:
-            set_aside(path, str(error))
-            return None
+        base = path.with_suffix(".base")
+        with saying_unreadable(path), suppress(FileNotFoundError):
+            data, size = path.read_bytes(), base.stat().st_size if base.exists() else 0
+            try:
+                snapshot = Snapshot.parse(data, run=self.run_id, elements=self._layout.elements, fragments=self._layout.fragments)
+            except Refused as refused:
+                set_aside(path, str(refused))
+                set_aside(base, "its manifest is")  # it may be whole: `_sweep` is not to take it
+                return None
+            if size == snapshot.size:
+                return snapshot
+            set_aside(path, "its base is missing, or cut short")
+        return None
 
     def lend(self, snapshot: Snapshot) -> None:
         """Somebody is fetching it: keep it a while longer."""
@@ -336,6 +346,7 @@ class RunStore:
             file.write(line)
 
     def stories(self) -> list[Story]:
+        """The latest STORIES of them."""
         path = self.path / "rounds.jsonl"
         if not path.exists():
             return []
@@ -344,4 +355,3 @@ class RunStore:
             with suppress(ValueError, TypeError, KeyError, RecursionError):
                 found.append(Story.from_json(json.loads(line)))
         return found
-        """The latest STORIES of them."""

@@ -18,7 +18,7 @@ from protocols import limits
 from protocols.canonical import digest
 from protocols.control import Ban, Missing, Repaired, Silent, Story
 from protocols.lineage import Snapshot, Tip
-from tapestryd.errors import DiskFull, StateFault
+from tapestryd.errors import DiskFull, LocalFault, StateFault, Unavailable
 from tapestryd.host import files as files_module
 from tapestryd.host import store as store_module
 from tapestryd.host.download import Download
@@ -380,6 +380,37 @@ def test_damaged_snapshots_are_set_aside(tmp_path: Path, damage: str) -> None:
     assert run.snapshots() == made[:1]
     assert manifest.with_name("0000000001.json.damaged").exists()
     assert not manifest.exists()
+    RunStore(tmp_path, line.rules.run_id)  # what may be whole is not swept
+    assert manifest.with_name("0000000001.base.damaged").exists() == (damage in ("manifest", "another run's"))
+    assert not manifest.with_suffix(".base").exists()
+
+
+@pytest.mark.parametrize(("number", "fault"), [(errno.EIO, Unavailable), (errno.EMFILE, Unavailable), (errno.EACCES, StateFault)])
+def test_what_cannot_be_read_is_no_damage(tmp_path: Path, number: int, fault: type[LocalFault], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that fails for a moment, no descriptor left, files of another user: a sentence, and every file as it was."""
+    line = Line.begin()
+    made = _snapshots(line, store_of(line, tmp_path), 2)
+    before = _contents(tmp_path)
+    run = RunStore(tmp_path, line.rules.run_id)
+    assert run.load_rules()
+    run.write_entry(line.entries[0][0], *line.entries[0][1])
+    entry, read = tmp_path / "log" / "0000000001.entry", Path.read_bytes
+
+    def fails(path: Path) -> bytes:
+        if path.parent.parent == tmp_path:
+            raise OSError(number, os.strerror(number))
+        return read(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", fails)
+        with pytest.raises(fault, match=r"0000000000\.json"):
+            run.snapshots()
+        with pytest.raises(fault, match=r"0000000001\.entry"):
+            run.load_entry(1, verify)
+    RunStore(tmp_path, line.rules.run_id).prune_snapshots(2)
+    entry.unlink()
+    assert _contents(tmp_path) == before
+    assert run.snapshots() == made
 
 
 def test_what_was_pruned_while_it_was_read_is_no_trouble(tmp_path: Path) -> None:
