@@ -6,6 +6,7 @@ answer beyond 4 MiB. So what arrives is bounded here, before it is read, and wha
 
 import asyncio
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
@@ -60,14 +61,16 @@ async def search(node: DHTNode, key: DHTID, shut: Callable[[str], bool]) -> dict
     held = protocol.storage.get(key)
     found: dict[str, Any] = dict(held.value.items()) if held else {}
     near = dict(protocol.routing_table.get_nearest_neighbors(key, _NEAREST, exclude=node.node_id))
-    asked = {node.peer_id}
+    asked, named = {node.peer_id}, Counter(list(near))
     for _ in range(2):
-        due = {near[id] for id in sorted(near, key=key.xor_distance)[:_NEAREST]} - asked
-        asked |= due
-        answers = await asyncio.gather(*(protocol.call_find(peer, [key]) for peer in due if not shut(peer.to_base58())))
-        near = {}
-        for value, named in (answer[key] for answer in answers if answer):
-            near |= named
+        first = sorted(near, key=lambda id: (-named[id], key.xor_distance(id)))  # whom many name before whom one may have made up
+        due = list(dict.fromkeys(near[id] for id in first if near[id] not in asked and not shut(near[id].to_base58())))[:_NEAREST]
+        asked.update(due)
+        answers = await asyncio.gather(*(protocol.call_find(peer, [key]) for peer in due))
+        near, named = {}, Counter()
+        for value, others in (answer[key] for answer in answers if answer):
+            near |= others
+            named.update(list(others))
             for peer, item in value.value.items() if value else ():
                 if peer not in found or item.expiration_time > found[peer].expiration_time:
                     found[peer] = item

@@ -2,19 +2,22 @@
 
 import asyncio
 import math
+import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgpack
 import pytest
-from hivemind.dht.routing import DHTID
+from hivemind.dht.routing import DHTID, RoutingTable
 from hivemind.dht.storage import DictionaryDHTValue
+from hivemind.p2p import PeerID
 from hivemind.utils.serializer import MSGPackSerializer
 from hivemind.utils.timed_storage import ValueWithExpiration, get_dht_time
 
 from protocols import limits
 from tapestryd.swarm import libp2p
-from tapestryd.swarm.dht import Storage, items
+from tapestryd.swarm.dht import Storage, items, search
 from tapestryd.swarm.libp2p import Callers
 from tapestryd.swarm.node import Node
 from tests.lineages import PEOPLE
@@ -99,6 +102,40 @@ def test_callers_are_answered_so_often_and_so_much() -> None:
     now[0] = 1.0
     assert answered("ann")
     assert not callers._calls
+
+
+def test_two_steps_reach_whoever_stores_a_record() -> None:
+    """In a run of as many peers as there may be records, of whom one in twenty names peers that are not there, nearer than any."""
+    rng = random.Random(5)
+    web: dict[PeerID, SimpleNamespace] = {}
+    ids = {DHTID(rng.getrandbits(160)): PeerID(number.to_bytes(34, "big")) for number in range(limits.RECORDS)}
+    closest = sorted(ids, key=KEY.xor_distance)
+
+    def node(id: DHTID) -> SimpleNamespace:
+        if ids[id] not in web:
+            table = RoutingTable(id, 20, 5)
+            for other in rng.sample(sorted(ids), len(ids)):
+                if other != id:
+                    table.add_or_update_node(other, ids[other])
+            protocol = SimpleNamespace(routing_table=table, storage=Storage(KEY), call_find=find)
+            web[ids[id]] = SimpleNamespace(node_id=id, peer_id=ids[id], protocol=protocol)
+            if id in closest[:5]:
+                protocol.storage.store_subkey(KEY, f"record {closest.index(id)}", VALUE, get_dht_time() + 20)
+        return web[ids[id]]
+
+    async def find(peer: PeerID, keys: list[DHTID]) -> dict[DHTID, Any]:
+        found = by_peer.get(peer)
+        if found is None:
+            return {}
+        if found not in closest[:5] and int(found) % 20 == 0:
+            return {KEY: (None, {DHTID(int(KEY) ^ number): PeerID(rng.randbytes(34)) for number in range(20)})}
+        here = node(found).protocol
+        return {KEY: (here.storage.get(KEY), dict(here.routing_table.get_nearest_neighbors(KEY, 20)))}
+
+    by_peer = {peer: id for id, peer in ids.items()}
+    for id in rng.sample(sorted(ids), 3):
+        found = asyncio.run(search(node(id), KEY, lambda peer: False))  # type: ignore[arg-type]
+        assert found == {f"record {number}": b"a record" for number in range(5)}
 
 
 class Odd(Storage):
