@@ -121,7 +121,7 @@ def _not_in_mean(me: str, roster: Roster, meeting: Meeting) -> Iterator[Missing]
             continue
         why = f"in {len(held) - len(without)} of {len(held)} parts"
         if any(roster.reducers[part] == me for part in without):
-            begun = "its offer to us did not come whole" if peer in meeting.offering else "it offered us nothing"
+            begun = "its offer to us did not come whole" if meeting.begun[peer] else "it offered us nothing"
             why += f"; {meeting.refused.get(peer, begun)}"
         yield Missing(peer, "mean", why)
 

@@ -4,6 +4,7 @@ Streams of other members may come before our own roster does, so they wait here 
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from protocols.canonical import Signed, digest
 from protocols.grouping import Roster
 from protocols.refusal import Reason, Refused
 from protocols.settling import Vote
+from tapestryd.swarm.streams import Stream
 
 _EARLY_S = 15.0
 _KEPT = 3
@@ -26,8 +28,8 @@ class Sizes:
 
 
 class Meeting:
-    """`slices[i]`: elements of the fragment that reducer i reduces. `offering`: members that
-    have begun to send us their part, and `offers`: what came.
+    """`slices[i]`: elements of the fragment that reducer i reduces. `begun`: how many streams each member has begun to send us
+    its part on, `offering`: the one on which it does, and `offers`: what came.
     `blobs[i]`: part i as its reducer published it, `made[i]`: its reducer's signed word that it did; `repaired[i]`: which other
     member we had it from. `ends`: loop time after which nobody waits for anything of this round.
     `convicted`: members that have said two things of which only one can be true.
@@ -38,7 +40,8 @@ class Meeting:
         self.roster = roster
         self.ends = ends
         self.slices = roster.slices(elements, block)
-        self.offering: set[str] = set()
+        self.begun: Counter[str] = Counter()
+        self.offering: dict[str, Stream] = {}
         self.offers: dict[str, bytearray] = {}
         self.blobs: dict[int, bytes] = {}
         self.made: dict[int, Signed] = {}

@@ -18,6 +18,10 @@ from tapestryd.swarm.streams import Gone, Stalled, Stream
 
 log = logging.getLogger(__name__)
 
+_BEGUN = 3
+"""Streams on which a member may begin to offer us its part, each in place of the one before. An honest one begins anew when its
+stream was lost, which we may learn later than it does, or never."""
+
 Aggregate = Callable[[int, Mapping[int, bytes | bytearray]], Awaitable[bytes]]
 """(part, place in roster → encoded offer) → the part's bytes: bitmap and encoded mean. Leaves out what it refuses."""
 
@@ -40,9 +44,19 @@ class Reduction:
         meeting = await self._meetings.find(head["roster"])
         meeting.index(stream.peer)
         mine = self._my_part(meeting.roster)
-        if mine is None or stream.peer in meeting.offering:
+        if mine is None or meeting.begun[stream.peer] == _BEGUN:
             raise Refused(Reason.OTHER_ROSTER, "we reduce nothing for you in this roster, or do already")
-        meeting.offering.add(stream.peer)
+        if earlier := meeting.offering.get(stream.peer):
+            earlier.abort()
+        meeting.begun[stream.peer] += 1
+        meeting.offering[stream.peer] = stream
+        try:
+            await self._take(meeting, mine, stream)
+        finally:
+            if meeting.offering.get(stream.peer) is stream:
+                del meeting.offering[stream.peer]
+
+    async def _take(self, meeting: Meeting, mine: int, stream: Stream) -> None:
         start, stop = meeting.slices[mine]
         await stream.send({"go": True})
         size = self._sizes.offer(stop - start)
@@ -53,6 +67,7 @@ class Reduction:
             raise Stalled(f"{stream.peer[-6:]} still offers when the round is over") from None
         if len(offer) != size:
             raise Refused(Reason.MALFORMED, f"an offer of {len(offer)} bytes for {size}")
+        meeting.begun[stream.peer] = _BEGUN  # nothing was lost
         if mine not in meeting.blobs:
             meeting.offers[stream.peer] = offer
             await meeting.note()

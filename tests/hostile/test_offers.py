@@ -1,5 +1,6 @@
 """Offers that lie: what is not as claimed is left out and counted by every reducer; what is as claimed moves the mean as far as one may."""
 
+import asyncio
 import math
 import struct
 from collections.abc import Callable
@@ -10,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from protocols.canonical import loads
+from protocols.canonical import dumps, loads
 from protocols.grouping import Roster
 from protocols.weighting import scales, weights
 from tapestryd.exchange import Offer
+from tests.hostile.liar import framed, read
 from tests.hostile.world import World, fought, idle
 from tests.people import BLANK
 from tests.swarm.rooms import go
@@ -156,6 +158,49 @@ def test_what_was_said_before_is_not_said_again(tmp_path: Path) -> None:
         assert here.counted() == [{}] * 3
 
     go(fought(tmp_path, 3, work))
+
+
+@pytest.mark.parametrize("lost", [2, 3])
+def test_an_offer_may_be_begun_three_times(tmp_path: Path, lost: int) -> None:
+    """Each time in place of the last, of which nothing stays; after the third that is all that is heard of it."""
+
+    async def work(here: World) -> None:
+        turn = here.next()
+        offer = here.offer(turn)
+        came = []
+
+        async def insists(reducer: str, roster: Roster, part: bytes) -> None:
+            streams = [await begins(here, reducer, roster, part) for _ in range(lost)]
+            try:
+                for reader, _ in streams[:-1]:
+                    with pytest.raises(EOFError):
+                        await read(reader)
+                came.append(await here.liar.offer(reducer, roster.digest, part))
+            finally:
+                streams[-1][1].close()
+
+        async def offers() -> None:
+            roster = await here.joins(turn, here.liar.claim(offer))
+            slices = roster.slices(offer.owed.numel(), here.rules.codec.block)
+            async with asyncio.TaskGroup() as group:
+                for reducer, here_ in zip(roster.reducers, slices, strict=True):
+                    group.create_task(insists(reducer, roster, offer.part(*here_)))
+
+        here.agreed(await here.play(turn, offers()))
+        assert [loads(head, 9999).get("refused") for head, _ in came] == [None if lost < 3 else "other_roster"] * 3
+        assert here.counted() == [{} if lost < 3 else {"other_roster": 1}] * 3
+        assert here.last().vote.coverage_ppm == (1_000_000 if lost < 3 else 750_000)
+
+    go(fought(tmp_path, 3, work, average_ms=9000))
+
+
+async def begins(here: World, reducer: str, roster: Roster, part: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A stream on which all of an offer has gone but its last byte."""
+    reader, writer = await here.liar.open(reducer, "reduce")
+    writer.write(framed({"roster": roster.digest}))
+    assert await read(reader) == (dumps({"go": True}), b"")
+    writer.write(framed({}, part)[:-1])
+    return reader, writer
 
 
 async def takes_part(here: World, lie: Lie) -> Roster:

@@ -242,6 +242,41 @@ def cut_off(peer: Peer, verb: str, *, toward: str) -> None:
     peer.node.open = open  # type: ignore[method-assign]
 
 
+def test_one_whose_stream_to_a_reducer_was_lost_offers_on_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its reducer may not know that it was: nothing tells it as long as it waits for the offer."""
+    monkeypatch.setattr("tapestryd.swarm.node._AT_ONCE_S", 60)
+
+    async def work() -> None:
+        async with peers(tmp_path, 3, average_ms=9000) as found:
+            reducer, unlucky, _ = by_lead(found)
+            opened = unlucky.node.open
+            lost: list[Stream] = []
+
+            async def open(to: str, verb: str) -> Stream:
+                stream = await opened(to, verb)
+                if verb == "reduce" and to == reducer.node.peer_id and not lost:
+                    lost.append(stream)
+                    answered = stream.answer
+
+                    async def answer(*args: Any, **kwargs: Any) -> Any:
+                        await answered(*args, **kwargs)
+                        raise Gone("lost")
+
+                    stream.answer = answer  # type: ignore[method-assign]
+                    stream.close = lambda: None  # type: ignore[method-assign]
+                return stream
+
+            unlucky.node.open = open  # type: ignore[method-assign]
+            agreed(found, await together(found))
+            assert await lost[0]._reader.read() == b""
+            entry, _ = unlucky.keeper.store.load_entry(1, verify)  # type: ignore[misc]
+            assert entry.vote.coverage_ppm == 1_000_000
+            assert unlucky.averaging._last.meeting.lost == {}  # type: ignore[union-attr]
+            assert [peer.refused() for peer in found] == [{}] * 3
+
+    go(work)
+
+
 def test_one_whose_stream_to_a_reducer_fails_repairs_from_voters(tmp_path: Path) -> None:
     async def work() -> None:
         async with peers(tmp_path, 4, average_ms=9000) as found:
