@@ -21,10 +21,12 @@ from tapestryd.swarm.streams import Busy, Stream
 
 PIECES_AT_ONCE = 4
 ENTRIES_AT_ONCE = 8
-"""Transfers at once. More: each is slower, and a piece that is given up has cost more. Fewer: a slow one leaves the link idle."""
+"""Transfers at once; rules and tokenizers take turns with pieces. More: each is slower, and a piece that is given up has cost more.
+Fewer: a slow one leaves the link idle."""
 
 YIELD_BYTES_PER_S = 64 * limits.KIB
-"""What all snapshots together may take while our own round is averaged: enough that no transfer is given up for it."""
+"""What all snapshots, rules and tokenizers together may take while our own round is averaged: enough that no transfer is given up for
+it."""
 
 _WAIT_S = 5.0
 _RETRY_S = 1.0
@@ -117,7 +119,7 @@ class Turns:
 
 class Donor:
     """Answers the questions of those who catch up. `bytes_per_s()`: the operator's limit, 0 for none. `averaging()`: our own
-    round is exchanging vectors, and snapshots give way to it."""
+    round is exchanging vectors, and all but log entries give way to it."""
 
     def __init__(
         self, node: Node, shelf: Shelf, bytes_per_s: Callable[[], int] = lambda: 0, averaging: Callable[[], bool] = lambda: False
@@ -139,7 +141,8 @@ class Donor:
 
     async def _whole(self, data: bytes, stream: Stream) -> None:
         await stream.receive(0)
-        await stream.send({}, data)
+        async with self._pieces.turn(stream.peer):
+            await stream.send({}, data, self._give_way)
 
     async def _snapshots(self, stream: Stream) -> None:
         """The manifest of the snapshot asked for by base digest; without one, of the newest."""

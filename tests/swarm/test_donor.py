@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from protocols import limits
+from protocols.canonical import digest
 from tapestryd.swarm import donor as module
 from tapestryd.swarm.donor import Donor, Turns
+from tapestryd.swarm.meter import Meter
 from tapestryd.swarm.streams import Busy, Gone
 from tests.swarm.rooms import go, nodes, until
 from tests.swarm.test_lineage import _PIECES, Shelf, big, fetcher, holding, taken, whole
@@ -159,6 +161,41 @@ def test_pieces_give_way_to_our_own_round_and_come_again_behind_it(tmp_path: Pat
             assert now() - began < paced
 
     monkeypatch.setattr("tests.swarm.test_lineage._ELEMENTS", 64 * limits.KIB * (_PIECES - 1) // 8 + 3)
+    go(work)
+
+
+def test_a_tokenizer_gives_way_to_our_own_round_and_says_nothing_of_our_link(tmp_path: Path) -> None:
+    async def work() -> None:
+        shelf = Shelf()
+        shelf.tokens = bytes(192 * limits.KIB)
+        async with nodes(tmp_path, 2) as (here, there):
+            await Donor(there, shelf, averaging=lambda: True).serve()
+            began = asyncio.get_running_loop().time()
+            assert await fetcher(here).tokenizer([there.peer_id], digest(shelf.tokens)) == shelf.tokens
+            assert asyncio.get_running_loop().time() - began >= 1.9
+            assert there.meter.rate() == Meter().rate()
+
+    go(work)
+
+
+def test_one_tokenizer_a_peer_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who reads none of it holds one, and nobody else waits for it."""
+    monkeypatch.setattr(module, "_WAIT_S", 0.3)
+
+    async def work() -> None:
+        shelf = Shelf()
+        shelf.tokens = bytes(4 * limits.PIECE_BYTES)
+        async with nodes(tmp_path, 3) as (there, here, slow):
+            await Donor(there, shelf).serve()
+            streams = [await slow.open(there.peer_id, "tokenizer") for _ in range(4)]
+            for stream in streams:
+                await stream.send({})
+            ends = await asyncio.gather(*(stream.answer(0) for stream in streams), return_exceptions=True)
+            assert sorted(type(end).__name__ for end in ends) == ["Busy", "Busy", "Busy", "Refused"], ends
+            assert await fetcher(here).tokenizer([there.peer_id], digest(shelf.tokens)) == shelf.tokens
+            for stream in streams:
+                stream.close()
+
     go(work)
 
 
