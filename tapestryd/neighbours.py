@@ -80,7 +80,7 @@ class Neighbours:
         self._node.keep(self._storable)
 
     async def _hello(self, stream: Stream) -> None:
-        await stream.receive(0)
+        await stream.question({})
         await stream.send({"now_ms": now_ms()})
 
     def _storable(self, peer: object, record: object) -> bool:

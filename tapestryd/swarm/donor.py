@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any, Protocol
 
 from protocols import limits
-from protocols.canonical import take
 from protocols.lineage import Snapshot
 from protocols.refusal import Reason, Refused
 from tapestryd.swarm.line import Pace
@@ -140,14 +139,13 @@ class Donor:
             await self._node.serve(verb, handler)
 
     async def _whole(self, data: bytes, stream: Stream) -> None:
-        await stream.receive(0)
+        await stream.question({})
         async with self._pieces.turn(stream.peer):
             await stream.send({}, data, self._give_way)
 
     async def _snapshots(self, stream: Stream) -> None:
         """The manifest of the snapshot asked for by base digest; without one, of the newest."""
-        head, _ = await stream.receive(0)
-        take(head, {"base": str})
+        head = await stream.question({"base": str})
         found = [snapshot for snapshot in self._shelf.snapshots() if head["base"] in ("", snapshot.tip.base)]
         if not found:
             raise Refused(Reason.STALE, "we do not keep that snapshot")
@@ -156,8 +154,7 @@ class Donor:
         await stream.send({}, newest.to_bytes())
 
     async def _piece(self, stream: Stream) -> None:
-        head, _ = await stream.receive(0)
-        take(head, {"base": str, "piece": int})
+        head = await stream.question({"base": str, "piece": int})
         async with self._pieces.turn(stream.peer):
             piece = await asyncio.to_thread(self._shelf.read_snapshot, head["base"], head["piece"])
             if piece is None:
@@ -165,8 +162,7 @@ class Donor:
             await stream.send({}, piece, self._give_way)
 
     async def _entry(self, stream: Stream) -> None:
-        head, _ = await stream.receive(0)
-        take(head, {"height": int, "offset": int, "bytes": int})
+        head = await stream.question({"height": int, "offset": int, "bytes": int})
         size = self._shelf.entry_size(head["height"])
         if size is None or not 0 <= head["offset"] < size:
             raise Refused(Reason.STALE, f"we do not keep entry {head['height']}")

@@ -89,8 +89,7 @@ class Gathering:
         await self._node.serve("call", self._called)
 
     async def _called(self, stream: Stream) -> None:
-        head, _ = await stream.receive(0)
-        take(head, {"round": int, "before": str, "claim": dict})
+        head = await stream.question({"round": int, "before": str, "claim": dict})
         claim = Claim.from_body(head["claim"], self._verify)
         if abs(head["round"] - self._round_now()) > 1:
             raise Refused(Reason.OTHER_ROUND, f"round {head['round']} is not now")
@@ -213,7 +212,7 @@ class Gathering:
                 head = {"round": key[0], "before": key[1], "claim": claim.to_body()}
                 stream = await self._node.begin(leader, "call", head, _ACK_S)
                 try:
-                    head, _ = await stream.answer(timeout=max(0.0, closes - loop.time()))
+                    head, _ = await stream.answer(timeout=max(0.0, closes - loop.time()), head_bytes=limits.FRAME_BYTES)
                 finally:
                     stream.close()
         except TimeoutError:

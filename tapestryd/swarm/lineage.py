@@ -74,7 +74,8 @@ class Fetcher:
 
         async def ask(flight: Flight[T]) -> T:
             with self._faults(what, flight.donor):
-                _, body = await self._node.ask(flight.donor, what, {}, body_bytes=most_bytes, moved=flight.has)
+                head, body = await self._node.ask(flight.donor, what, {}, body_bytes=most_bytes, moved=flight.has)
+                take(head, {})
                 return read(bytes(body))
 
         async with Draw([0], donors, ask, ahead=1, in_order=True) as coming:
@@ -85,7 +86,8 @@ class Fetcher:
 
         async def ask(donor: str) -> tuple[str, Snapshot] | None:
             try:
-                _, body = await self._node.ask(donor, "snapshots", {"base": base}, body_bytes=manifest_bytes(elements, fragments))
+                head, body = await self._node.ask(donor, "snapshots", {"base": base}, body_bytes=manifest_bytes(elements, fragments))
+                take(head, {})
                 found = Snapshot.parse(bytes(body), run=self._run, elements=elements, fragments=fragments)
                 if base and found.tip.base != base:
                     raise Refused(Reason.OTHER_BASE, "the manifest of another base")
@@ -112,9 +114,10 @@ class Fetcher:
         this very manifest: only then is a piece that differs from it its donor's fault."""
 
         async def ask(flight: Flight[bytes]) -> bytes:
-            head = {"base": snapshot.tip.base, "piece": flight.item}
+            asked = {"base": snapshot.tip.base, "piece": flight.item}
             with self._faults("piece", flight.donor):
-                _, body = await self._node.ask(flight.donor, "piece", head, body_bytes=limits.PIECE_BYTES, moved=flight.has)
+                head, body = await self._node.ask(flight.donor, "piece", asked, body_bytes=limits.PIECE_BYTES, moved=flight.has)
+                take(head, {})
                 piece = bytes(body)
                 if await asyncio.to_thread(digest, piece) != snapshot.pieces[flight.item]:
                     raise Refused(Reason.BAD_DIGEST, f"piece {flight.item}")

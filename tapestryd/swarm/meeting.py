@@ -19,6 +19,10 @@ _KEPT = 3
 """Meetings kept after their round, for members that repair late."""
 
 
+Ballot = tuple[Signed, Vote, tuple[str, ...]]
+"""A verified vote, what it says, and the digests of the parts that it is for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sizes:
     """Elements → bytes on the wire, exactly: of an encoded offer, and of a part (bitmap and encoded mean)."""
@@ -33,7 +37,7 @@ class Meeting:
     `blobs[i]`: part i as its reducer published it, `made[i]`: its reducer's signed word that it did; `repaired[i]`: which other
     member we had it from. `ends`: loop time after which nobody waits for anything of this round.
     `convicted`: members that have said two things of which only one can be true.
-    `ballots`: first vote of each member, with the parts' digests; `won`: the result that has enough of them for us.
+    `ballots`: first vote of each member; `won`: the result that has enough of them for us.
     For the round's story: `lost[i]`, why part i did not come from its reducer; `refused`, member → why its offer to our part was."""
 
     def __init__(self, roster: Roster, elements: int, block: int, ends: float) -> None:
@@ -47,7 +51,7 @@ class Meeting:
         self.made: dict[int, Signed] = {}
         self.repaired: dict[int, str] = {}
         self.convicted: set[str] = set()
-        self.ballots: dict[str, tuple[Signed, Vote, tuple[str, ...]]] = {}
+        self.ballots: dict[str, Ballot] = {}
         self.won: Vote | None = None
         self.lost: dict[int, str] = {}
         self.refused: dict[str, str] = {}

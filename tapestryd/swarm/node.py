@@ -252,14 +252,14 @@ class Node:
 
     async def ask(
         self, peer: str, verb: str, head: Json, body: Body = b"", *, body_bytes: int = 0, timeout: float = limits.IO_S,
-        moved: Callable[[int], None] | None = None,
+        moved: Callable[[int], None] | None = None, head_bytes: int = limits.HEAD_BYTES,
     ) -> tuple[Json, bytearray]:  # fmt: skip
-        """One question, one answer of at most `body_bytes`; `timeout` and `moved` as in Stream.receive. Raises Gone, Busy, or
-        Declined with the peer's reason."""
+        """One question, one answer of at most `head_bytes` and `body_bytes`; `timeout` and `moved` as in Stream.receive. Raises Gone,
+        Busy, or Declined with the peer's reason."""
         stream = await self.open(peer, verb)
         try:
             await stream.send(head, body)
-            return await stream.answer(body_bytes, timeout, moved)
+            return await stream.answer(body_bytes, timeout, moved, head_bytes=head_bytes)
         finally:
             stream.close()
 

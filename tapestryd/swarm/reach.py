@@ -47,8 +47,7 @@ class Reach:
         await self._node.serve("dialback", self._asked)
 
     async def _asked(self, stream: Stream) -> None:
-        head, _ = await stream.receive(0)
-        take(head, {"addrs": list})
+        head = await stream.question({"addrs": list})
         if len(head["addrs"]) > limits.ADDRESSES or not all(map(is_address, head["addrs"])):
             raise Refused(Reason.OUT_OF_RANGE, "addresses")
         now = asyncio.get_running_loop().time()

@@ -39,8 +39,7 @@ class Reduction:
 
     async def _offered(self, stream: Stream) -> None:
         """We are the reducer: take a member's offer, and when our part is reduced, send it back."""
-        head, _ = await stream.receive(0)
-        take(head, {"roster": str})
+        head = await stream.question({"roster": str})
         meeting = await self._meetings.find(head["roster"])
         meeting.index(stream.peer)
         mine = self._my_part(meeting.roster)
@@ -62,9 +61,10 @@ class Reduction:
         size = self._sizes.offer(stop - start)
         try:
             async with asyncio.timeout_at(meeting.ends):
-                _, offer = await stream.receive(size)
+                head, offer = await stream.receive(size)
         except TimeoutError:
             raise Stalled(f"{stream.peer[-6:]} still offers when the round is over") from None
+        take(head, {})
         if len(offer) != size:
             raise Refused(Reason.MALFORMED, f"an offer of {len(offer)} bytes for {size}")
         meeting.begun[stream.peer] = _BEGUN  # nothing was lost

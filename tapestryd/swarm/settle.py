@@ -9,10 +9,11 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
+from protocols import limits
 from protocols.canonical import Sign, Signed, Verify, is_digest, take
 from protocols.refusal import Reason, Refused
 from protocols.settling import Vote, decided, equivocation, made_by, merkle
-from tapestryd.swarm.meeting import Meeting, Meetings, Sizes
+from tapestryd.swarm.meeting import Ballot, Meeting, Meetings, Sizes
 from tapestryd.swarm.node import Node
 from tapestryd.swarm.streams import Gone, Stream
 
@@ -55,32 +56,38 @@ class Settlement:
         await self._node.serve("part", self._asked)
 
     async def _voted(self, stream: Stream) -> None:
-        head, _ = await stream.receive(0)
-        take(head, {"vote": dict, "parts": list})
-        signed = Signed.from_json(head["vote"], "vote", self._verify)
-        meeting = await self._meetings.find(Vote.from_body(signed.body).roster)
-        self._count(meeting, signed, head["parts"])
+        head = await stream.question({"vote": dict, "parts": list}, limits.VOTE_BYTES)
+        ballot = self._ballot(head["vote"], head["parts"])
+        meeting = await self._meetings.find(ballot[1].roster)
+        self._count(meeting, ballot)
         await meeting.note()
         await stream.send({"counted": True})
 
-    def _count(self, meeting: Meeting, signed: Signed, parts: list[str]) -> None:
-        """A verified vote, by whomever it came. Refused if it is none of this meeting, or for other parts than it says."""
+    def _ballot(self, value: object, parts: list[str]) -> Ballot:
+        """A verified vote, by whomever it came, for these parts. Refused if it is for others than it says."""
+        signed = Signed.from_json(value, "vote", self._verify)
         vote = Vote.from_body(signed.body)
+        if not 1 <= len(parts) <= limits.ROSTER_MEMBERS or not all(map(is_digest, parts)) or merkle(parts) != vote.root:
+            raise Refused(Reason.BAD_DIGEST, "the parts do not have the root that is voted for")
+        return signed, vote, tuple(parts)
+
+    def _count(self, meeting: Meeting, ballot: Ballot) -> None:
+        """Refused if it is none of this meeting."""
+        signed, vote, parts = ballot
         meeting.index(signed.peer)
         if vote.roster != meeting.roster.digest:
             raise Refused(Reason.OTHER_ROSTER, "a vote in another roster")
-        if len(parts) != len(meeting.roster.reducers) or not all(map(is_digest, parts)) or merkle(parts) != vote.root:
-            raise Refused(Reason.BAD_DIGEST, "the parts do not have the root that is voted for")
+        if len(parts) != len(meeting.roster.reducers):
+            raise Refused(Reason.BAD_DIGEST, f"{len(parts)} parts of a roster of {len(meeting.roster.reducers)} reducers")
         if signed.peer not in meeting.ballots:
-            meeting.ballots[signed.peer] = signed, vote, tuple(parts)
+            meeting.ballots[signed.peer] = ballot
             self._compare_with(meeting, signed.peer)
         elif equivocation(held := meeting.ballots[signed.peer][0], signed):
             self._convict(meeting, held, signed)
 
     async def _told(self, stream: Stream) -> None:
         """What has won here, and by whose votes, as soon as something has: for members whom not all others can dial."""
-        head, _ = await stream.receive(0)
-        take(head, {"roster": str})
+        head = await stream.question({"roster": str})
         meeting = await self._meetings.find(head["roster"])
         meeting.index(stream.peer)
         if not await meeting.wait(lambda: meeting.won is not None, meeting.ends) or meeting.won is None:
@@ -94,7 +101,8 @@ class Settlement:
         """Ask `peer` for what has won, and count the votes for it."""
         try:
             timeout = meeting.ends - asyncio.get_running_loop().time()
-            head, _ = await self._node.ask(peer, "votes", {"roster": meeting.roster.digest}, timeout=timeout)
+            asked = {"roster": meeting.roster.digest}
+            head, _ = await self._node.ask(peer, "votes", asked, timeout=timeout, head_bytes=limits.VOTES_BYTES)
             take(head, {"vote": dict, "parts": list, "votes": list})
             if len(head["votes"]) > len(meeting.roster.members):
                 raise Refused(Reason.OUT_OF_RANGE, f"{len(head['votes'])} votes of a roster of {len(meeting.roster.members)}")
@@ -102,7 +110,7 @@ class Settlement:
                 if not isinstance(item, list) or len(item) != 2:
                     raise Refused(Reason.MALFORMED, "a vote is [peer, signature]")
                 value = {"kind": "vote", "body": head["vote"], "peer": item[0], "signature": item[1]}
-                self._count(meeting, Signed.from_json(value, "vote", self._verify), head["parts"])
+                self._count(meeting, self._ballot(value, head["parts"]))
         except Gone as gone:
             log.info("votes from %s: %s", peer[-6:], gone)
         except Refused as refused:
@@ -110,8 +118,7 @@ class Settlement:
         await meeting.note()
 
     async def _asked(self, stream: Stream) -> None:
-        head, _ = await stream.receive(0)
-        take(head, {"roster": str, "part": int})
+        head = await stream.question({"roster": str, "part": int})
         meeting = await self._meetings.find(head["roster"])
         meeting.index(stream.peer)
         blob = meeting.blobs.get(head["part"])

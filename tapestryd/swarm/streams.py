@@ -8,12 +8,12 @@ when less than IO_BYTES of it have moved in IO_S, however long it takes in all.
 
 import asyncio
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import nullcontext, suppress
 from typing import Any
 
 from protocols import limits
-from protocols.canonical import Json, dumps, loads
+from protocols.canonical import Json, dumps, loads, take
 from protocols.refusal import Declined, Reason, Refused
 from tapestryd.swarm.line import CHUNK, Line
 from tapestryd.swarm.meter import Meter
@@ -88,17 +88,25 @@ class Stream:
                 if self._writer.transport.get_write_buffer_size() > waiting - limits.IO_BYTES:
                     raise
 
+    async def question(self, shape: Mapping[str, type], head_bytes: int = limits.HEAD_BYTES) -> Json:
+        """The head of the next message, which has exactly these fields, and no body."""
+        head, _ = await self.receive(0, head_bytes=head_bytes)
+        take(head, shape)
+        return head
+
     async def receive(
-        self, body_bytes: int, timeout: float = limits.IO_S, moved: Callable[[int], None] | None = None
-    ) -> tuple[Json, bytearray]:
-        """The next message, its body at most `body_bytes`. `timeout`: until its first byte, in seconds. `moved(bytes)` is told
-        how much of the body there is, as it comes."""
+        self, body_bytes: int, timeout: float = limits.IO_S, moved: Callable[[int], None] | None = None,
+        *, head_bytes: int = limits.HEAD_BYTES,
+    ) -> tuple[Json, bytearray]:  # fmt: skip
+        """The next message, its head at most `head_bytes`, its body at most `body_bytes`. `timeout`: until its first byte, in seconds.
+        `moved(bytes)` is told how much of the body there is, as it comes."""
         try:
             lengths = await asyncio.wait_for(self._reader.readexactly(_LENGTHS.size), timeout)
             self._came(len(lengths))
             head_size, size = _LENGTHS.unpack(lengths)
-            if head_size > limits.FRAME_BYTES or size > body_bytes:
-                raise Refused(Reason.TOO_LARGE, f"{self.verb}: head of {head_size}, body of {size} bytes; at most {body_bytes}")
+            if head_size > head_bytes or size > body_bytes:
+                most = f"at most {head_bytes} and {body_bytes}"
+                raise Refused(Reason.TOO_LARGE, f"{self.verb}: head of {head_size}, body of {size} bytes; {most}")
             head = await asyncio.wait_for(self._reader.readexactly(head_size), limits.IO_S)
             self._came(len(head))
             body = bytearray(size)
@@ -121,16 +129,17 @@ class Stream:
             raise Stalled(f"{self.verb}: nothing from {self.peer[-6:]} in time") from None
         except (OSError, EOFError) as error:
             raise Gone(f"{self.verb}: nothing from {self.peer[-6:]} ({type(error).__name__})") from None
-        return loads(head, limits.FRAME_BYTES), body
+        return loads(head, head_bytes), body
 
     def _came(self, size: int) -> None:
         self._meter.receives(size, self.verb, self.peer, asks=self._asks)
 
     async def answer(
-        self, body_bytes: int = 0, timeout: float = limits.IO_S, moved: Callable[[int], None] | None = None
-    ) -> tuple[Json, bytearray]:
+        self, body_bytes: int = 0, timeout: float = limits.IO_S, moved: Callable[[int], None] | None = None,
+        *, head_bytes: int = limits.HEAD_BYTES,
+    ) -> tuple[Json, bytearray]:  # fmt: skip
         """As `receive`, of an answer: {"refused": reason, "detail": …} is raised as Declined, {"busy_ms": …} as Busy."""
-        head, body = await self.receive(body_bytes, timeout, moved)
+        head, body = await self.receive(body_bytes, timeout, moved, head_bytes=head_bytes)
         if type(head.get("busy_ms")) is int:
             raise Busy(self.peer, min(max(head["busy_ms"] / 1000, 0.1), limits.IO_S))
         if "refused" in head:

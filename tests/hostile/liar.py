@@ -114,12 +114,12 @@ class Liar:
         return reader, writer
 
     async def say(self, peer: str, verb: str, data: bytes) -> bytes:
-        """Write these bytes, and no more; the head of what comes back, empty if the other closes instead."""
+        """Write these bytes, and no more; the head of what comes back, empty if the other closes or resets it instead."""
         reader, writer = await self.open(peer, verb)
         try:
             writer.write(data)
             return (await read(reader))[0]
-        except EOFError:
+        except (EOFError, OSError):
             return b""
         finally:
             writer.close()

@@ -106,7 +106,7 @@ def test_claims_that_cannot_be(tmp_path: Path) -> None:
             *(({**good, "norms": struct.pack("<f", lie).hex() + norms[8:]}, "not_finite") for lie in (math.nan, math.inf, -1.0, -0.0)),
             ({**good, "norms": norms[:-1]}, "malformed"),
             ({**good, "norms": norms[:-1] + "G"}, "malformed"),
-            ({**good, "norms": norms * 1000}, "malformed"),
+            ({**good, "norms": norms * 4}, "malformed"),
             ({**good, "steps": 0}, "out_of_range"),
             ({**good, "steps": 1 << 50}, "out_of_range"),
             ({**good, "rate": -1}, "out_of_range"),

@@ -363,8 +363,8 @@ def test_a_claim_shows_only_what_a_member_signed() -> None:
     assert refused.value.reason is Reason.BAD_SIGNATURE
 
 
-def test_the_largest_roster_fits_in_a_frame() -> None:
-    """256 nodes with claims and delegations, signed; and the log entry's head, with a vote of each, too."""
+def test_the_largest_roster_fits_its_messages() -> None:
+    """256 nodes with claims and delegations, signed; the log entry's head, with a vote of each; one of them, and all; a call."""
     people = [Person(f"node {number}") for number in range(limits.ROSTER_MEMBERS)]
     shown = [delegation for at in range(0, len(people), 64) for delegation in delegations(Person(f"{at}"), people[at : at + 64])]
     largest = Claim(limits.STEPS, limits.RATE, (1.0,) * CELLS)
@@ -372,3 +372,7 @@ def test_the_largest_roster_fits_in_a_frame() -> None:
     assert len(dumps({"roster": Signed.make("roster", made.to_body(), people[0].peer, people[0].sign).to_json()})) < limits.FRAME_BYTES
     entry = certified(made, [b""] * len(people), people)
     assert len(entry.head()) < limits.FRAME_BYTES
+    parts, votes = list(entry.parts), [[vote.peer, vote.signature] for vote in entry.votes]
+    assert len(dumps({"vote": entry.votes[0].to_json(), "parts": parts})) < limits.VOTE_BYTES * 0.6
+    assert len(dumps({"vote": entry.vote.to_body(), "parts": parts, "votes": votes})) < limits.VOTES_BYTES * 0.75
+    assert len(dumps({"round": limits.INTEGER, "before": made.before, "claim": made.claims[0].to_body()})) < limits.HEAD_BYTES / 2

@@ -296,7 +296,7 @@ def test_garbage_is_refused_counted_and_survived(tmp_path: Path) -> None:
             await two.serve("echo", echo)
             for data, reason in (
                 (b"\xff" * 64, Reason.TOO_LARGE),
-                (HEAD.pack(limits.FRAME_BYTES + 1, 0), Reason.TOO_LARGE),
+                (HEAD.pack(limits.HEAD_BYTES + 1, 0), Reason.TOO_LARGE),
                 (HEAD.pack(2, 1001) + b"{}", Reason.TOO_LARGE),
                 (HEAD.pack(2, 1 << 63) + b"{}", Reason.TOO_LARGE),
                 (HEAD.pack(3, 0) + b"{]}", Reason.MALFORMED),
