@@ -24,7 +24,7 @@ def render(status: Doc, *, width: int, colour: bool, rows: int = 10) -> str:
     sections = [
         ("Why", _why(status)),
         ("Policy", _policy(status["policy"])),
-        ("Run", _run(status["run"])),
+        ("Run", _run(status["run"]) if status["run"] or status["state"] != "stopping" else []),
         ("Trainer", _trainer(status["trainer"])),
         ("Learned", _learned(status["trainer"]["heldout"])),
         ("Isolation", _isolation(status["isolation"])),

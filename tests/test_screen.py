@@ -166,6 +166,7 @@ PEER       NAME            STATE     HEIGHT  BASE   RTT    SKEW   SEEN   VERSION
 
 
 def test_what_the_policy_is_about_to_do() -> None:
+    assert "\nRun " not in screen.render(document(replace(IDLE, state="stopping")), width=80, colour=False)
     assert "\nPolicy     finishing: a pause behind this round\nRun " in screen.render(document(FINISHING), width=80, colour=False)
     assert "\nPolicy     next change in 3h 3m\nRun " in screen.render(document(LATER), width=80, colour=False)
     assert "Policy" not in screen.render(document(STATUS), width=80, colour=False)
