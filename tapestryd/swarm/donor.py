@@ -24,8 +24,8 @@ ENTRIES_AT_ONCE = 8
 Fewer: a slow one leaves the link idle."""
 
 YIELD_BYTES_PER_S = 64 * limits.KIB
-"""What all snapshots, rules and tokenizers together may take while our own round is averaged: enough that no transfer is given up for
-it."""
+"""What all snapshots with their manifests, rules and tokenizers together may take while our own round is averaged: enough that no
+transfer is given up for it."""
 
 _WAIT_S = 5.0
 _RETRY_S = 1.0
@@ -151,7 +151,7 @@ class Donor:
             raise Refused(Reason.STALE, "we do not keep that snapshot")
         newest = max(found, key=lambda snapshot: snapshot.tip.height)
         self._shelf.lend(newest)
-        await stream.send({}, newest.to_bytes())
+        await stream.send({}, newest.to_bytes(), self._give_way)
 
     async def _piece(self, stream: Stream) -> None:
         head = await stream.question({"base": str, "piece": int})

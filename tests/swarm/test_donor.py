@@ -1,6 +1,7 @@
 """Serving: whose turn it is, how fast it goes, and that everybody gets there."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -164,15 +165,21 @@ def test_pieces_give_way_to_our_own_round_and_come_again_behind_it(tmp_path: Pat
     go(work)
 
 
-def test_a_tokenizer_gives_way_to_our_own_round_and_says_nothing_of_our_link(tmp_path: Path) -> None:
+def test_tokenizers_and_manifests_give_way_to_our_own_round_and_say_nothing_of_our_link(tmp_path: Path) -> None:
     async def work() -> None:
-        shelf = Shelf()
-        shelf.tokens = bytes(192 * limits.KIB)
+        count, (made, data) = 3000, big()
+        made = replace(made, elements=count * limits.PIECE_BYTES // 8, pieces=("00" * 32,) * count)
+        shelf = holding(made, data)
+        shelf.tokens = bytes(len(made.to_bytes()))
+        now = asyncio.get_running_loop().time
         async with nodes(tmp_path, 2) as (here, there):
             await Donor(there, shelf, averaging=lambda: True).serve()
-            began = asyncio.get_running_loop().time()
+            began = now()
             assert await fetcher(here).tokenizer([there.peer_id], digest(shelf.tokens)) == shelf.tokens
-            assert asyncio.get_running_loop().time() - began >= 1.9
+            assert now() - began >= 1.9
+            began = now()
+            assert await fetcher(here).manifests([there.peer_id], "", made.elements, 1) == {there.peer_id: made}
+            assert now() - began >= 1.9
             assert there.meter.rate() == Meter().rate()
 
     go(work)
