@@ -242,8 +242,9 @@ def cut_off(peer: Peer, verb: str, *, toward: str) -> None:
     peer.node.open = open  # type: ignore[method-assign]
 
 
-def test_one_whose_stream_to_a_reducer_was_lost_offers_on_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its reducer may not know that it was: nothing tells it as long as it waits for the offer."""
+@pytest.mark.parametrize("early", [True, False], ids=["before the reducer has a roster", "when it waits for the offer"])
+def test_one_whose_stream_to_a_reducer_was_lost_offers_on_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, early: bool) -> None:
+    """Its reducer may not know that it was."""
     monkeypatch.setattr("tapestryd.swarm.node._AT_ONCE_S", 60)
 
     async def work() -> None:
@@ -259,16 +260,32 @@ def test_one_whose_stream_to_a_reducer_was_lost_offers_on_another(tmp_path: Path
                     answered = stream.answer
 
                     async def answer(*args: Any, **kwargs: Any) -> Any:
-                        await answered(*args, **kwargs)
+                        if not early:
+                            await answered(*args, **kwargs)
                         raise Gone("lost")
 
                     stream.answer = answer  # type: ignore[method-assign]
                     stream.close = lambda: None  # type: ignore[method-assign]
                 return stream
 
+            begins, finds, waiting = reducer.meetings.open, reducer.meetings.find, list[str]()
+
+            async def all_wait() -> bool:
+                return len(waiting) == 3  # one by the third member
+
+            async def begin(meeting: Meeting) -> None:
+                if early:
+                    await until(all_wait)
+                await begins(meeting)
+
+            async def find(digest: str) -> Meeting:
+                waiting.append(digest)
+                return await finds(digest)
+
+            reducer.meetings.open, reducer.meetings.find = begin, find  # type: ignore[method-assign]
             unlucky.node.open = open  # type: ignore[method-assign]
             agreed(found, await together(found))
-            assert await lost[0]._reader.read() == b""
+            await lost[0]._reader.read()  # to its end
             entry, _ = unlucky.keeper.store.load_entry(1, verify)  # type: ignore[misc]
             assert entry.vote.coverage_ppm == 1_000_000
             assert unlucky.averaging._last.meeting.lost == {}  # type: ignore[union-attr]
