@@ -125,5 +125,7 @@ def test_control_beside_ten_million_parameters() -> None:
 def test_the_largest_roster_fits_its_messages() -> None:
     """256 members, each with its claim and delegation, votes and parts: every head is within what may arrive."""
     largest = costs(limits.ROSTER_MEMBERS, delegated=True)
-    assert max(largest.roster, largest.vote, largest.certificate) <= limits.FRAME_BYTES
+    assert max(largest.roster, largest.certificate) <= limits.FRAME_BYTES
+    assert largest.vote <= limits.VOTE_BYTES
+    assert max(largest.call, largest.made) <= limits.HEAD_BYTES
     assert largest.presence <= limits.RECORD_BYTES
