@@ -11,10 +11,11 @@ import signal
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from importlib.resources import as_file, files
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +103,9 @@ class Libp2p:
         return cls(process, p2p, meter, line, folder, asyncio.create_task(_drain(process.stdout)))
 
     async def addresses(self) -> list[str]:
-        """Where others may dial us, without the peer id; loopback only if there is nothing else."""
+        """Where others may dial us, without the peer id, `widest` first; loopback only if there is nothing else."""
         _, found = await self.p2p._client.identify()
-        addresses = sorted({str(address) for address in found})
+        addresses = widest({str(address) for address in found})
         outside = [address for address in addresses if not address.startswith(("/ip4/127.", "/ip6/::1/"))]
         return outside or addresses
 
@@ -195,6 +196,20 @@ class Callers:
     def _late(self, peer: str) -> float:
         size, since = self._told.get(peer, (0.0, 0.0))
         return max(0.0, size - _TOLD_BYTES_PER_S * (self._now() - since))
+
+
+def widest(addresses: Iterable[str]) -> list[str]:
+    """First those that most others can dial: names and global addresses, then private ones, then those of one link or machine. What is
+    cut off at the end is a bridge of this machine's own rather than its place in the world."""
+
+    def reach(address: str) -> tuple[int, str]:
+        match address.split("/"):
+            case ["", "ip4" | "ip6", host, *_]:
+                ip = ip_address(host)
+                return 0 if ip.is_global else 2 if ip.is_loopback or ip.is_link_local else 1, address
+        return 0 if address.startswith("/dns") else 2, address
+
+    return sorted(addresses, key=reach)
 
 
 def _folder(identity: Path) -> Path:
