@@ -51,7 +51,10 @@ def _fix(listen: Sequence[str], announce: Sequence[str], seen: Sequence[str]) ->
             f"network.announce names {', '.join(map(str, sorted(told, key=str)))}, but others see it come from {outside[0]}: correct it, "
             "or leave it empty, and restart tapestryd."
         ]
-    opened = f"Open TCP port {port} in this machine's firewall: ufw allow {port}/tcp, or firewall-cmd --permanent --add-port={port}/tcp."
+    opened = (
+        f"Open TCP port {port} in this machine's firewall: ufw allow {port}/tcp, or "
+        f"firewall-cmd --permanent --add-port={port}/tcp && firewall-cmd --reload."
+    )
     if any(ip in _SHARED for ip, _ in map(_end, seen) if ip):
         return [
             opened,

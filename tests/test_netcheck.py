@@ -21,7 +21,7 @@ SEEN = "/ip4/8.8.4.4/tcp/55012"
         (ANY, (), {HOME: True, PUBLIC: False}, (), 3, 1.0, "yes", "on the same private network", []),
         (("/ip4/127.0.0.1/tcp/99",), (), {}, (), 3, 1.0, "no", "helps no joiner", ["network.listen /ip4/0.0.0.0/tcp/99"]),
         (ANY, (), {HOME: False}, (SEEN,), 3, 1.0, "no", "helps no joiner", ["ufw allow 31700", "announce /ip4/8.8.4.4/tcp/31700"]),
-        (ANY, (), {HOME: False}, ("/ip6/2001:4860::9/tcp/9",), 3, 1.0, "no", "helps", ["firewall", "announce /ip6/2001:4860::9/tcp/31700"]),
+        (ANY, (), {HOME: False}, ("/ip6/2001:4860::9/tcp/9",), 3, 1.0, "no", "helps", ["--reload", "announce /ip6/2001:4860::9/tcp/31700"]),
         (ANY, (), {HOME: False}, (), 3, 1.0, "no", "helps no joiner", ["ufw allow 31700", "ADDRESS is the router's"]),
         (ANY, (), {HOME: False}, (SHARED,), 3, 1.0, "no", "helps no joiner", ["ufw allow 31700", "no port can be forwarded"]),
         (ANY, ("/ip4/8.8.8.8/tcp/31700",), {"/ip4/8.8.8.8/tcp/31700": False}, (SEEN,), 3, 1.0, "no", "helps", ["names 8.8.8.8, but"]),
