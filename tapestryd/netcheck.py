@@ -68,6 +68,12 @@ def _fix(listen: Sequence[str], announce: Sequence[str], seen: Sequence[str]) ->
     return [opened, f"Behind a router: forward its TCP port {port} to this machine's port {port}, and tell others: {announced} ({which})."]
 
 
+def local(invite: str) -> bool:
+    """Whether all that an invite names are addresses of private networks, so that nobody elsewhere can use it."""
+    named = [_end(peer)[0] for peer in invite.split("peer=")[1:]]
+    return bool(named) and all(ip is not None and not ip.is_global for ip in named)
+
+
 def _end(address: str) -> tuple[Ip | None, int]:
     """IP address and TCP port of a multiaddr; (None, 0) where it has others."""
     match address.split("/"):

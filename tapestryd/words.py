@@ -1,7 +1,7 @@
 """What the words of `Status.reasons` mean to a person, and what there is to do. Those that `Status.policy` holds say so themselves."""
 
 REASONS = {
-    "no_rules": "nobody of the invite has answered yet; is it whole, and their port open?",
+    "no_rules": "nobody of the invite has answered yet; is it whole, does it name addresses to be dialled from here, is their port open?",
     "no_base": "the Shared Base is being fetched",
     "no_peers": "fewer peers than the run asks for; wait, or look at: tapestry peers",
     "trainer": "the trainer starts, or has failed: Health says which",

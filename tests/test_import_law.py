@@ -36,6 +36,7 @@ ROOMS = {
     "tapestryd.host.will": {"tapestryd.host.policy"},
     "tapestryd.host.sensors": {"tapestryd.host.policy", "tapestryd.host.sensors", "pynvml"},
     "tapestryd.words": set(),
+    "tapestryd.netcheck": {"protocols"},
     "tapestryd.screen": {"protocols", "tapestryd.words"},
     "tapestryd.statement": {"protocols", "tapestryd.screen"},
     "tapestryd.program": {"protocols", "tapestryd.errors"},
@@ -44,7 +45,7 @@ ROOMS = {
                           "tapestryd.host.sensors.desktop"},
     "tapestryd.cli": {"protocols", "tapestryd.cli", "tapestryd.errors", "tapestryd.client", "tapestryd.screen", "tapestryd.settings",
                       "tapestryd.config", "tapestryd.editing", "tapestryd.layers", "tapestryd.profiles", "tapestryd.program",
-                      "tapestryd.reloading", "tapestryd.host.files", "tapestryd.host.clock", "tapestryd.host.hours",
+                      "tapestryd.reloading", "tapestryd.netcheck", "tapestryd.host.files", "tapestryd.host.clock", "tapestryd.host.hours",
                       "tapestryd.host.sensors.wall", "tapestryd.host.box",
                       "tapestryd.__version__"},
 }  # fmt: skip

@@ -2,8 +2,10 @@
 
 import pytest
 
-from tapestryd.netcheck import judge
+from protocols.rules import Invite
+from tapestryd.netcheck import judge, local
 
+PEER = "12D3KooWMTy1onqJaar8xuNXFe6PfarRPdxVNAEFYd9L4TNyKNEJ"
 ANY = ("/ip4/0.0.0.0/tcp/31700", "/ip6/::/tcp/31700")
 HOME, WORLD, SHARED = "/ip4/192.168.1.5/tcp/31700", "/ip4/203.0.113.9/tcp/31700", "/ip4/100.70.1.2/tcp/31700"
 PUBLIC = "/ip4/8.8.4.4/tcp/31700"
@@ -39,3 +41,18 @@ def test_verdicts(
     assert len(found.fix) == len(fix)
     assert all(words in said for words, said in zip(fix, found.fix, strict=True))
     assert (found.listen, found.reached, found.seen, found.asked_s) == (listen, reached, seen, asked)
+
+
+@pytest.mark.parametrize(
+    ("peers", "expected"),
+    [
+        ([], False),
+        ([HOME], True),
+        ([HOME, SHARED, "/ip6/fd00::1/tcp/1", "/ip4/127.0.0.1/tcp/1"], True),
+        ([HOME, PUBLIC], False),
+        ([HOME, "/dns4/boot.example/tcp/31700"], False),
+        (["/ip6/2001:4860::9/tcp/31700"], False),
+    ],
+)
+def test_whether_an_invite_is_of_use_elsewhere(peers: list[str], expected: bool) -> None:
+    assert local(str(Invite("0" * 64, tuple(f"{peer}/p2p/{PEER}" for peer in peers)))) == expected

@@ -6,7 +6,10 @@ from urllib.parse import quote
 
 from tapestryd import screen
 from tapestryd.cli.verbs import Verbs, columns, said, show, watchable, watched
-from tapestryd.client import Client, export, join
+from tapestryd.client import Client, Doc, export, join
+from tapestryd.netcheck import local
+
+_LOCAL = "# Its addresses are of private networks: from elsewhere nobody can use it; see network.announce, and `tapestry netcheck`.\n"
 
 
 def add(verbs: Verbs) -> None:
@@ -26,7 +29,10 @@ def add(verbs: Verbs) -> None:
 
 
 def run_show(options: argparse.Namespace, client: Client) -> int:
-    return show(options, client.ask("GET", "/v1/run"), lambda run: f"{run['rules_toml'] or ''}\n# invite: {run['invite']}\n")
+    def text(run: Doc) -> str:
+        return f"{run['rules_toml'] or ''}\n{_LOCAL if local(run['invite']) else ''}# invite: {run['invite']}\n"
+
+    return show(options, client.ask("GET", "/v1/run"), text)
 
 
 def run_join(options: argparse.Namespace, client: Client) -> int:
