@@ -82,3 +82,5 @@ def test_of_a_daemon_and_its_files(served: Served, tmp_path: Path) -> None:
     assert "✗ settings: the daemon has not taken up node.name\n    tapestry reload" in shown
     toml.write_text("schema_version = 1\n[log]\nlevel = 'loud'\n")
     assert f"✗ settings: {toml}: log.level = 'loud': must be" in tapestry(served.socket, "doctor").stdout
+    toml.rename(elsewhere := tmp_path / "elsewhere.toml")
+    assert f"✗ settings: {elsewhere}: log.level" in tapestry(served.socket, "doctor", "--config", str(elsewhere)).stdout

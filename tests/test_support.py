@@ -75,6 +75,9 @@ def test_without_a_daemon_it_says_so(tmp_path: Path) -> None:
     told = json.loads((tmp_path / "b.json").read_text())
     assert "No daemon answers" in told["daemon"]["status"]["fault"]
     assert told["versions"]["torch"]
+    toml, _ = planted(tmp_path)
+    assert tapestry(tmp_path / "absent", "support-bundle", str(tmp_path / "c.json"), "--config", str(toml)).returncode == 0
+    assert {one["side"] for one in json.loads((tmp_path / "c.json").read_text())["settings"]} == {"tapestryd", "trainer"}
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from pathlib import Path
 from protocols.control import SCHEMA
 from tapestryd.cli.identity import peer_of, stopped
 from tapestryd.cli.packing import FILE_BYTES, Kept, pack, unpack
-from tapestryd.cli.sides import Side, network_side, sides
+from tapestryd.cli.sides import Side, network_side, sides, takes_config
 from tapestryd.cli.verbs import Verbs, said, show
 from tapestryd.client import Client
 from tapestryd.config import DaemonConfig, TrainerConfig
@@ -67,7 +67,7 @@ def add(verbs: Verbs) -> None:
     three = some.add("restore", restore, "put it back, where no other node's is; the daemon must be stopped")
     three.add_argument("file", type=Path, metavar="FILE")
     for verb in (one, three):
-        verb.add_argument("--config", type=Path, metavar="FILE", help="tapestryd.toml, if it is not the usual one")
+        takes_config(verb)
 
 
 def create(options: argparse.Namespace, client: Client) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 
 from protocols.control import SCHEMA, Exit
 from tapestryd.cli.schema import schema_of
-from tapestryd.cli.sides import Side, data_side, network_side, of_key, sides
+from tapestryd.cli.sides import Side, data_side, network_side, of_key, sides, takes_config
 from tapestryd.cli.verbs import Verbs, show
 from tapestryd.client import Client, Doc
 from tapestryd.errors import ConfigFault, LocalFault, NotAllowed
@@ -30,7 +30,7 @@ def add(verbs: Verbs) -> None:
 
     def verb(where: Verbs, name: str, does: Any, text: str, *, trainer: str = "") -> argparse.ArgumentParser:
         one = where.add(name, does, text)
-        one.add_argument("--config", type=Path, metavar="FILE", help="tapestryd.toml, if it is not the usual one")
+        takes_config(one)
         if trainer:
             one.add_argument("--trainer", action="store_true", help=trainer)
         return one

@@ -10,7 +10,7 @@ from tapestryd import screen
 from tapestryd.cli import checkup, walls
 from tapestryd.cli.config import differences
 from tapestryd.cli.finding import GOOD, UNKNOWN, WARNING, Finding
-from tapestryd.cli.sides import sides
+from tapestryd.cli.sides import sides, takes_config
 from tapestryd.cli.verbs import Verbs, colour, show
 from tapestryd.client import Client
 from tapestryd.config import DaemonConfig
@@ -22,7 +22,7 @@ _COLOURS = {GOOD: "\x1b[32m", WARNING: "\x1b[31m"}
 
 def add(verbs: Verbs) -> None:
     one = verbs.add("doctor", doctor, "what is not as it should be here, and what to do about it; exit 5 if anything is")
-    one.set_defaults(config=None)
+    takes_config(one)
 
 
 def doctor(options: argparse.Namespace, client: Client) -> int:

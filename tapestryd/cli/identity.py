@@ -13,7 +13,7 @@ from pathlib import Path
 from protocols.control import SCHEMA
 from protocols.identity import peer_id, seed_of
 from protocols.refusal import Refused
-from tapestryd.cli.sides import network_side
+from tapestryd.cli.sides import network_side, takes_config
 from tapestryd.cli.verbs import Verbs, said, show
 from tapestryd.client import Client
 from tapestryd.config import DaemonConfig
@@ -32,7 +32,7 @@ def add(verbs: Verbs) -> None:
     three.add_argument("file", type=Path, metavar="FILE", help="as export wrote it, or identity.key of a backup")
     four = some.add("rotate", rotate, "be a new peer from the next start on; the old key is put aside")
     for verb in (one, two, three, four):
-        verb.add_argument("--config", type=Path, metavar="FILE", help="tapestryd.toml, if it is not the usual one")
+        takes_config(verb)
 
 
 def shown(options: argparse.Namespace, client: Client) -> int:

@@ -55,6 +55,10 @@ class Side:
         return file.data.decode(errors="replace")
 
 
+def takes_config(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--config", type=Path, metavar="FILE", help="tapestryd.toml, if it is not the usual one")
+
+
 def sides(options: argparse.Namespace, client: Client) -> tuple[Side, Side]:
     """The network side's and the data side's. Raises ConfigFault if the first one's file, which names the other's, is wrong."""
     daemon = network_side(options, client)

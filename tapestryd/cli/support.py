@@ -19,7 +19,7 @@ from protocols.control import SCHEMA
 from tapestryd import __version__
 from tapestryd.cli.doctor import findings
 from tapestryd.cli.scrub import Scrub
-from tapestryd.cli.sides import Side, network_side, sides
+from tapestryd.cli.sides import Side, network_side, sides, takes_config
 from tapestryd.cli.verbs import Verbs, said
 from tapestryd.client import Client, Doc
 from tapestryd.config import DaemonConfig
@@ -37,7 +37,7 @@ _FREE = ("text", "texts", "path", "paths")
 def add(verbs: Verbs) -> None:
     one = verbs.add("support-bundle", bundle, "what somebody who helps has to know, without secrets, in one file")
     one.add_argument("file", nargs="?", type=Path, default=Path("tapestry-support.json"), metavar="FILE", help="tapestry-support.json")
-    one.set_defaults(config=None)
+    takes_config(one)
 
 
 def bundle(options: argparse.Namespace, client: Client) -> int:
