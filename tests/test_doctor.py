@@ -42,6 +42,19 @@ def test_what_a_daemon_has_found(isolation: dict[str, object], verdicts: set[str
     assert {finding.verdict for finding in walls.of_daemon(isolation)} == verdicts
 
 
+@pytest.mark.parametrize(
+    ("scoped", "units", "verdict"), [(True, True, GOOD), (True, False, GOOD), (False, True, UNKNOWN), (False, False, WARNING)]
+)
+def test_an_older_kernel_is_no_fault_of_the_units(
+    scoped: bool, units: bool, verdict: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Doctor ends with 5 for what can be put right; the kernel of a distribution cannot."""
+    monkeypatch.setattr(walls.box, "trouble", lambda: "")  # tests are not single-threaded
+    monkeypatch.setattr(walls.box, "scoped", lambda: scoped)
+    monkeypatch.setattr(walls, "_UNITS", (tmp_path if units else tmp_path / "none",))
+    assert {finding.name: finding.verdict for finding in walls.of_machine()}["scopes"] == verdict
+
+
 def test_with_a_daemon_and_without(served: Served) -> None:
     told = json.loads(tapestry(served.socket, "doctor", "--json").stdout)
     assert told["schema"] == 1

@@ -48,6 +48,9 @@ def of_machine() -> list[Finding]:
         found.append(Finding("isolation", "boxes", GOOD, "boxes can be made here: one was"))
     if box.scoped():
         found.append(Finding("isolation", "scopes", GOOD, "the kernel can shut off abstract sockets and signals (Landlock)"))
+    elif units:  # two users that are nobody else's: their signals reach nobody, and whoever listens sees that it is not its owner who calls
+        says = "the network side may knock at abstract sockets (X11, some D-Bus), as a user of its own; Linux 6.12 would refuse it"
+        found.append(Finding("isolation", "scopes", UNKNOWN, says))
     else:
         says = "the kernel cannot shut off abstract sockets (X11, some D-Bus) from the network side, nor signals from the data side"
         found.append(Finding("isolation", "scopes", WARNING, says, "Linux 6.12 or newer, with landlock in its list of LSMs"))
