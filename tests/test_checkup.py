@@ -62,6 +62,24 @@ def test_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
+    ("device", "asked", "driver", "expected"),
+    [
+        ("cpu", "auto", True, [("gpu", WARNING)]),
+        ("cpu", "auto", False, []),
+        ("cpu", "cpu", True, []),
+        ("cpu", "", True, []),
+        ("cuda", "auto", True, []),
+        ("", "auto", True, []),
+    ],
+)
+def test_a_gpu_that_is_not_used(device: str, asked: str, driver: bool, expected: list[tuple[str, str]], tmp_path: Path) -> None:
+    if driver:
+        (tmp_path / "proc/driver/nvidia").mkdir(parents=True)
+        (tmp_path / "proc/driver/nvidia/version").touch()
+    assert verdicts(checkup.unused_gpu(device, asked, tmp_path)) == expected
+
+
+@pytest.mark.parametrize(
     ("shown", "verdict"),
     [
         ("LoadState=not-found\nActiveState=inactive\n", None),

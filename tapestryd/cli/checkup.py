@@ -87,6 +87,13 @@ def gpu(root: Path = Path("/")) -> Iterator[Finding]:
         yield _machine("gpu", GOOD, f"an AMD GPU is there (torch {build})")
 
 
+def unused_gpu(device: str, asked: str, root: Path = Path("/")) -> Iterator[Finding]:
+    """`device`: what the trainer computes on; `asked`: compute.device. Only torch knows whether it can use a driver that is there."""
+    if device == "cpu" and asked == "auto" and (root / "proc/driver/nvidia/version").exists():
+        says = "the trainer computes on the CPU, although NVIDIA's driver is here"
+        yield _machine("gpu", WARNING, says, "its log says why; often a newer driver, or torch's build for this one (deploy/README.md)")
+
+
 def torch_version() -> str:
     """Without importing it, which takes seconds."""
     try:

@@ -41,13 +41,14 @@ def _shown(finding: Finding, coloured: bool) -> str:
 
 
 def findings(options: argparse.Namespace, client: Client) -> Iterator[Finding]:
-    config = DaemonConfig()
+    config, device = DaemonConfig(), ""
     try:
         daemon, trainer = sides(options, client)
         config = daemon.loaded().config
-        for side in (daemon, trainer) if config.trainer.enabled else (daemon,):
-            side.loaded()
-            yield Finding("settings", side.name, GOOD, f"{side.path} is good")
+        yield Finding("settings", daemon.name, GOOD, f"{daemon.path} is good")
+        if config.trainer.enabled:
+            device = trainer.loaded().config.compute.device
+            yield Finding("settings", trainer.name, GOOD, f"{trainer.path} is good")
         with suppress(NotRunning):
             changes = differences(client.ask("GET", "/v1/config")["settings"], daemon)
             if changes:
@@ -71,4 +72,5 @@ def findings(options: argparse.Namespace, client: Client) -> Iterator[Finding]:
         return
     yield from checkup.daemon(status)
     if config.trainer.enabled:
+        yield from checkup.unused_gpu(status["trainer"]["device"], device)
         yield from walls.of_daemon(status["isolation"])

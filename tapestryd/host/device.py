@@ -78,4 +78,4 @@ def _precision(device: torch.device, asked: str) -> tuple[Precision, str]:
 def _why_no_gpu() -> str:
     if torch.version.cuda is None and torch.version.hip is None:
         return "this torch is built without CUDA and ROCm"
-    return "torch finds no GPU it can use (no driver, no permission for /dev/nvidia* or /dev/kfd, or no GPU)"
+    return "torch finds no GPU it can use (no driver or one too old for it, no permission for /dev/nvidia* or /dev/kfd, or no GPU)"
