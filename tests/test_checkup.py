@@ -86,6 +86,7 @@ def test_a_gpu_that_is_not_used(device: str, asked: str, driver: bool, expected:
         ("LoadState=loaded\nActiveState=active\nUnitFileState=enabled\n", GOOD),
         ("LoadState=loaded\nActiveState=active\nUnitFileState=disabled\n", WARNING),
         ("LoadState=loaded\nActiveState=inactive\nUnitFileState=enabled\n", WARNING),
+        ("LoadState=loaded\nActiveState=activating\nUnitFileState=enabled\n", WARNING),
         ("LoadState=loaded\nActiveState=failed\nUnitFileState=enabled\nExecMainStatus=78\nResult=exit-code\n", WARNING),
         ("nonsense", None),
     ],
@@ -96,6 +97,7 @@ def test_units(tmp_path: Path, shown: str, verdict: str | None) -> None:
     found = list(checkup.units([str(tmp_path / "systemctl")]))
     assert [one.verdict for one in found] == ([verdict] * 2 if verdict else [])
     assert "failed" not in shown or "exit 78" in found[0].says
+    assert "activating" not in shown or found[0].fix.startswith("journalctl")  # it is being started again and again
     assert list(checkup.units(["/absent/systemctl"])) == []
 
 

@@ -118,7 +118,8 @@ def units(systemctl: Sequence[str] = ("systemctl",)) -> Iterator[Finding]:
             status = f"{state.get('Result', '')}, exit {state.get('ExecMainStatus', '')}"
             yield _machine("service", WARNING, f"{unit} has failed ({status})", f"journalctl -u {unit} -n 30")
         elif active != "active":
-            yield _machine("service", WARNING, f"{unit} is {active}", f"systemctl start {unit}")
+            fix = f"journalctl -u {unit} -n 30" if active == "activating" else f"systemctl start {unit}"
+            yield _machine("service", WARNING, f"{unit} is {active}", fix)
         elif state.get("UnitFileState") == "disabled":
             yield _machine("service", WARNING, f"{unit} does not start with the machine", f"systemctl enable {unit}")
         else:
