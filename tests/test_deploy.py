@@ -128,10 +128,13 @@ def test_everything_is_put_in_its_place_and_configurations_stay(tmp_path: Path) 
 
 
 def test_the_users_own_service_finds_its_configuration_good(tmp_path: Path) -> None:
-    """The examples with one user's places: two files that load, with no path of the system's left."""
-    places = [str(tmp_path / name) for name in ("config", "state", "run", "data")]
-    subprocess.run(["sh", str(DEPLOY / "systemd-user" / "configure.sh"), *places], check=True)
+    """The examples with one user's places, as they were typed: two files that load, with no path of the system's left."""
+    places = ["config", str(tmp_path / "state"), "run", "data"]
+    subprocess.run(["sh", str(DEPLOY / "systemd-user" / "configure.sh"), *places], check=True, cwd=tmp_path)
+    assert load_trainer(files_at(tmp_path / "config" / "trainer.toml"), {}, {}).config.data.paths == (tmp_path / "data",)
     for name, load in (("tapestryd.toml", load_daemon), ("trainer.toml", load_trainer)):
         file = tmp_path / "config" / name
         assert str(tmp_path) in repr(load(files_at(file), {}, {}))  # type: ignore[operator]
         assert not re.search(r'"/(etc|srv|var|run)/', file.read_text())
+    subprocess.run(["sh", str(DEPLOY / "systemd-user" / "configure.sh"), *places[:3], "other"], check=True, cwd=tmp_path)
+    assert not (tmp_path / "other").exists()  # the settings stay, and name another
