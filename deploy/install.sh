@@ -1,6 +1,7 @@
 #!/bin/sh
 # Install tapestryd as two services, or upgrade it: as root, from a copy of the repository. Configuration, identity and state are kept.
 set -eu
+umask 022
 here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
 fail() { echo "install.sh: $1" >&2; exit 1; }
 

@@ -11,7 +11,7 @@ rm -f /etc/systemd/system/tapestry.target /etc/systemd/system/tapestry-*.service
 rm -f /usr/lib/sysusers.d/tapestry.conf /usr/lib/tmpfiles.d/tapestry.conf /usr/local/bin/tapestry /usr/lib/systemd/user/tapestry-session.service
 rm -f /usr/share/man/man1/tapestry.1 /usr/share/man/man1/tapestry-session.1 /usr/share/man/man8/tapestryd.8 /usr/share/man/man8/tapestry-trainer.8 \
     /usr/share/bash-completion/completions/tapestry /usr/share/zsh/vendor-completions/_tapestry /usr/share/fish/vendor_completions.d/tapestry.fish
-rm -rf /opt/tapestry /usr/share/tapestry
+rm -rf /opt/tapestry /usr/share/tapestry /usr/share/doc/tapestryd
 systemctl daemon-reload
 
 if [ "${1:-}" = --purge ]; then

@@ -111,12 +111,16 @@ def test_scripts_are_shell(script: Path) -> None:
 
 def test_everything_is_put_in_its_place_and_configurations_stay(tmp_path: Path) -> None:
     place = ["sh", str(DEPLOY / "place.sh"), str(tmp_path), "/usr/lib/systemd/system", sys.executable]
-    subprocess.run(place, check=True)
+    subprocess.run(place, check=True, umask=0o077)  # as of root on hardened machines
     placed = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert {f"usr/lib/systemd/system/{unit}" for unit in UNITS} <= placed
     assert {"etc/tapestry/tapestryd.toml", "etc/tapestry/trainer.toml", "usr/lib/sysusers.d/tapestry.conf"} <= placed
+    closed = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if not path.stat().st_mode & 0o004}
+    assert closed == {"etc/tapestry/tapestryd.toml", "etc/tapestry/trainer.toml"}
     removed = (DEPLOY / "uninstall.sh").read_text()
-    written = {path for path in placed if path.startswith("usr/share/") and not path.startswith("usr/share/tapestry/")}
+    folders = ("usr/share/tapestry", "usr/share/doc/tapestryd")
+    assert all(f" /{folder}" in removed for folder in folders)
+    written = {path for path in placed if path.startswith("usr/share/") and not path.startswith(folders)}
     assert len(written) == 7
     assert [path for path in written if f"/{path}" not in removed] == []
     removed = (DEPLOY / "uninstall-user.sh").read_text()
@@ -125,6 +129,14 @@ def test_everything_is_put_in_its_place_and_configurations_stay(tmp_path: Path) 
     ours.write_text("ours")
     subprocess.run(place, check=True)
     assert ours.read_text() == "ours"
+    documents = tmp_path / "usr/share/doc/tapestryd"
+    named = {
+        (page.parent / link).resolve()
+        for page in documents.rglob("*.md")
+        for link in re.findall(r"\]\(([\w./-]+\.md)[#)]", page.read_text())
+    }
+    assert documents / "deploy" / "OPERATING.md" in named
+    assert {page for page in named if not page.is_file()} == set()
 
 
 def test_the_users_own_service_finds_its_configuration_good(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 # The package holds a complete environment under /opt/tapestry: nothing is fetched when it is installed.
 set -eu
 deploy=$(CDPATH= cd -- "$(dirname -- "$0")/.." && pwd)
+umask 022
 out=${1:?name the folder that the package is to be written to}
 for tool in dpkg-deb dpkg-architecture; do
     command -v "$tool" > /dev/null || { echo "build.sh: $tool is missing: apt install dpkg-dev" >&2; exit 1; }
