@@ -15,7 +15,12 @@ python=${PYTHON:-python3}
 
 [ -x /opt/tapestry/bin/python ] || "$python" -m venv /opt/tapestry
 /opt/tapestry/bin/pip install --quiet --upgrade "$here/.."
-ln -sf /opt/tapestry/bin/tapestry /usr/local/bin/tapestry
+link=/usr/bin/tapestry  # not /usr/local/bin, which sudo leaves out on RHEL
+if [ ! -e "$link" ] || [ "$(readlink "$link")" = /opt/tapestry/bin/tapestry ]; then
+    ln -sf /opt/tapestry/bin/tapestry "$link"
+else
+    echo "install.sh: $link is another program's and stays; ours is /opt/tapestry/bin/tapestry" >&2
+fi
 sh "$here/place.sh" "" /etc/systemd/system /opt/tapestry/bin/python
 systemd-sysusers /usr/lib/sysusers.d/tapestry.conf
 systemd-tmpfiles --create /usr/lib/tmpfiles.d/tapestry.conf
@@ -24,5 +29,7 @@ systemctl enable --quiet tapestry.target tapestryd.service tapestryd.socket tape
 systemctl stop tapestry-trainer.service 2> /dev/null || true
 systemctl restart tapestryd.socket tapestry-trainer.socket tapestryd.service
 
-echo "$(/opt/tapestry/bin/tapestry version) is running. Text goes to /srv/tapestry/data (group tapestry-train); then:"
-echo "  tapestry run join 'tapestry:…' && tapestry wait --for training && tapestry status"
+echo "$(/opt/tapestry/bin/tapestry version) is running. Text goes to /srv/tapestry/data (group tapestry-train); then, as root or as a"
+echo "user in the group tapestry-admin (usermod -aG tapestry-admin YOU, and log in anew):"
+echo "  tapestry run join 'tapestry:…' && tapestry wait --for training --timeout 30m; tapestry status"
+echo "Documents: /usr/share/doc/tapestryd/deploy/OPERATING.md and around it"

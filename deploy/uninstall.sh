@@ -8,9 +8,10 @@ systemctl disable --quiet --now tapestry.target tapestryd.service tapestryd.sock
 systemctl stop tapestry-trainer.service 2> /dev/null || true
 rm -f /etc/systemd/system/tapestry.target /etc/systemd/system/tapestry-*.service /etc/systemd/system/tapestry-*.socket \
     /etc/systemd/system/tapestryd.service /etc/systemd/system/tapestryd.socket
-rm -f /usr/lib/sysusers.d/tapestry.conf /usr/lib/tmpfiles.d/tapestry.conf /usr/local/bin/tapestry /usr/lib/systemd/user/tapestry-session.service
+rm -f /usr/lib/sysusers.d/tapestry.conf /usr/lib/tmpfiles.d/tapestry.conf /usr/lib/systemd/user/tapestry-session.service
 rm -f /usr/share/man/man1/tapestry.1 /usr/share/man/man1/tapestry-session.1 /usr/share/man/man8/tapestryd.8 /usr/share/man/man8/tapestry-trainer.8 \
     /usr/share/bash-completion/completions/tapestry /usr/share/zsh/vendor-completions/_tapestry /usr/share/fish/vendor_completions.d/tapestry.fish
+[ "$(readlink /usr/bin/tapestry)" != /opt/tapestry/bin/tapestry ] || rm /usr/bin/tapestry
 rm -rf /opt/tapestry /usr/share/tapestry /usr/share/doc/tapestryd
 systemctl daemon-reload
 
