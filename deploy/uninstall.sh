@@ -17,6 +17,10 @@ systemctl daemon-reload
 
 if [ "${1:-}" = --purge ]; then
     rm -rf /etc/tapestry /var/lib/tapestry /var/lib/tapestry-train
+    for drop_ins in tapestryd.service.d tapestry-trainer.service.d; do
+        rm -f "/etc/systemd/system/$drop_ins/10-data.conf"
+        rmdir "/etc/systemd/system/$drop_ins" 2> /dev/null || true  # others' stay
+    done
     for user in tapestry tapestry-train; do id "$user" > /dev/null 2>&1 && userdel "$user"; done
     getent group tapestry-admin > /dev/null && groupdel tapestry-admin
     echo "Removed, with the identity, the ledger and all local progress. /srv/tapestry/data, your text, is where it was."

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tapestryd.config import DaemonConfig, TrainerConfig, settings_of
+from tapestryd.host import allowance
 from tapestryd.layers import files_at, load_daemon, load_trainer
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
@@ -137,6 +138,15 @@ def test_everything_is_put_in_its_place_and_configurations_stay(tmp_path: Path) 
     }
     assert documents / "deploy" / "OPERATING.md" in named
     assert {page for page in named if not page.is_file()} == set()
+
+
+@pytest.mark.parametrize("script", ["uninstall.sh", "debian/postrm"])
+def test_what_tapestry_data_wrote_goes_with_a_purge(script: str) -> None:
+    purge = (DEPLOY / script).read_text()
+    for drop_in, _ in (allowance._DAEMON, allowance._TRAINER):
+        folder, name = drop_in.split("/")
+        assert re.search(rf"for drop_ins in .*\b{re.escape(folder)}\b", purge)
+        assert f'"{allowance.UNITS}/$drop_ins/{name}"' in purge
 
 
 def test_the_users_own_service_finds_its_configuration_good(tmp_path: Path) -> None:

@@ -77,10 +77,14 @@ def test_a_packages_life(debian: Debian, tmp_path: Path) -> None:
     assert re.search(r"schema.*99", debian.journal("tapestryd"))
     debian.write("/var/lib/tapestry/schema", "1\n")
 
-    # Removed, the identity stays; purged, it goes.
+    # Removed, the identity stays; purged, it goes, and what `tapestry data` wrote beside the units.
+    debian.run("mkdir", "/more")
+    debian.run("tapestry", "data", "allow", "/more")
+    drop_in = "/etc/systemd/system/tapestryd.service.d/10-data.conf"
+    assert debian.run("cat", drop_in).stdout.endswith("=-/more\n")
     debian.run("dpkg", "-r", "tapestryd", timeout_s=600)
     assert debian.run("sh", "-c", "ls -d /opt/tapestry /usr/bin/tapestry", check=False).stdout == ""
     assert debian.run("ls", "/var/lib/tapestry/identity.key").stdout
     debian.run("dpkg", "-P", "tapestryd", timeout_s=600)
-    gone = ("/var/lib/tapestry", "/var/lib/tapestry-train", "/etc/tapestry")
+    gone = ("/var/lib/tapestry", "/var/lib/tapestry-train", "/etc/tapestry", drop_in, "/etc/systemd/system/tapestry-trainer.service.d")
     assert debian.run("ls", "-d", *gone, "/srv/tapestry/data", check=False).stdout == "/srv/tapestry/data\n"
