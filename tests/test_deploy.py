@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tapestryd.config import DaemonConfig, TrainerConfig, settings_of
-from tapestryd.host import allowance
+from tapestryd.host import accountant, allowance
 from tapestryd.layers import files_at, load_daemon, load_trainer
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
@@ -147,6 +147,18 @@ def test_what_tapestry_data_wrote_goes_with_a_purge(script: str) -> None:
         folder, name = drop_in.split("/")
         assert re.search(rf"for drop_ins in .*\b{re.escape(folder)}\b", purge)
         assert f'"{allowance.UNITS}/$drop_ins/{name}"' in purge
+
+
+def test_what_is_to_be_installed_besides_is_what_the_package_asks_for() -> None:
+    project = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text())["project"]
+    known = {*project["dependencies"], *(one for extra in project["optional-dependencies"].values() for one in extra)}
+    told = {
+        requirement
+        for path in (*DEPLOY.rglob("*.md"), *DEPLOY.glob("*.toml"), *(DEPLOY.parent / "tapestryd").rglob("*.md"), Path(accountant.__file__))
+        for requirement in re.findall(r"bin/pip install [^'`\n]*'([^']+)'", path.read_text())
+    }
+    assert {re.split("[<>=]", requirement)[0] for requirement in told} == {"torch", "dp-accounting", "nvidia-ml-py"}
+    assert told <= known
 
 
 def test_the_users_own_service_finds_its_configuration_good(tmp_path: Path) -> None:

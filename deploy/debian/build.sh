@@ -1,9 +1,10 @@
 #!/bin/sh
 # Build tapestryd_VERSION_ARCH.deb into a folder, with Debian's own tools: deploy/debian/build.sh OUT
-# The package holds a complete environment under /opt/tapestry: nothing is fetched when it is installed.
+# The package holds a complete environment under /opt/tapestry: nothing is fetched when it is installed. It is of this machine's
+# architecture and Python, so it installs on the release that it was built on.
 set -eu
-deploy=$(CDPATH= cd -- "$(dirname -- "$0")/.." && pwd)
 umask 022
+deploy=$(CDPATH= cd -- "$(dirname -- "$0")/.." && pwd)
 out=${1:?name the folder that the package is to be written to}
 for tool in dpkg-deb dpkg-architecture; do
     command -v "$tool" > /dev/null || { echo "build.sh: $tool is missing: apt install dpkg-dev" >&2; exit 1; }

@@ -5,6 +5,7 @@ less than what was spent. Neighbours are data sets that differ by one record, th
 is asked; the library is an extra of this package, and without it there is no tier 2.
 """
 
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ class Steps:
 
 def missing() -> str:
     """Why there is no accountant; "" if there is."""
-    return "" if find_spec("dp_accounting") else "dp-accounting is not installed; pip install 'tapestryd[privacy]'"
+    return "" if find_spec("dp_accounting") else f"dp-accounting is not installed: {sys.prefix}/bin/pip install 'dp-accounting>=0.5'"
 
 
 def epsilon(taken: Iterable[Steps], delta: float) -> float:
