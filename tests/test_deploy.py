@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tapestryd.config import DaemonConfig, TrainerConfig, settings_of
 from tapestryd.host import accountant, allowance
@@ -172,3 +173,24 @@ def test_the_users_own_service_finds_its_configuration_good(tmp_path: Path) -> N
         assert not re.search(r'"/(etc|srv|var|run)/', file.read_text())
     subprocess.run(["sh", str(DEPLOY / "systemd-user" / "configure.sh"), *places[:3], "other"], check=True, cwd=tmp_path)
     assert not (tmp_path / "other").exists()  # the settings stay, and name another
+
+
+def test_the_containers() -> None:
+    sides = yaml.safe_load((DEPLOY / "container" / "compose.yaml").read_text())["services"]
+    program, file, *settings = sides["tapestryd"]["command"]
+    assert (program, file) == ("tapestryd", "--config=/etc/tapestry/tapestryd.toml")
+    flags = dict(setting.removeprefix("--set=").split("=", 1) for setting in settings)
+    config = load_daemon(files_at(DEPLOY / "tapestryd.toml"), {}, flags).config
+    assert str(config.trainer.socket) in sides["tapestry-trainer"]["command"]
+    assert f"127.0.0.1:{config.metrics.listen.rpartition(':')[2]}:9470" in sides["tapestryd"]["ports"]
+    for side, name in (("tapestryd", "tapestryd.toml"), ("tapestry-trainer", "trainer.toml")):
+        assert f"../{name}:/etc/tapestry/{name}:ro" in sides[side]["volumes"]
+
+
+def test_the_image_is_given_what_the_package_is_made_of() -> None:
+    whole = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text())
+    folders = {pattern.rstrip("*") for pattern in whole["tool"]["setuptools"]["packages"]["find"]["include"]}
+    lines = (DEPLOY.parent / ".dockerignore").read_text().splitlines()
+    assert "*" in lines
+    allowed = {line[1:] for line in lines if line.startswith("!")}
+    assert allowed == {"pyproject.toml", whole["project"]["readme"], *whole["project"]["license-files"], *folders}
