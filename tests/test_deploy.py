@@ -1,7 +1,9 @@
 """What deploy/ ships, held against the code and against systemd's own tools."""
 
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tomllib
@@ -194,3 +196,30 @@ def test_the_image_is_given_what_the_package_is_made_of() -> None:
     assert "*" in lines
     allowed = {line[1:] for line in lines if line.startswith("!")}
     assert allowed == {"pyproject.toml", whole["project"]["readme"], *whole["project"]["license-files"], *folders}
+
+
+@pytest.mark.parametrize(("number", "requeued"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)])
+def test_a_job_at_its_time_limit_is_put_back_into_the_queue(number: int, requeued: bool, tmp_path: Path) -> None:
+    """Slurm does so itself only for who is preempted. What is cancelled (SIGTERM) must not come back."""
+    for name, text in (
+        ("tapestryd", 'trap "kill \\$!; exit 0" TERM\nsleep 60 &\necho "$@"\nwait\n'),
+        ("scontrol", f'echo "$@" > {tmp_path}/asked\n'),
+    ):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}")
+        (tmp_path / name).chmod(0o755)
+    environ = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "4711"}
+    job = subprocess.Popen(
+        ["bash", str(DEPLOY / "slurm" / "tapestry.sbatch"), "own.toml"], env=environ, stdout=subprocess.PIPE, text=True
+    )  # fmt: skip
+    with job:
+        assert job.stdout is not None
+        given, said = sorted(job.stdout.readline().split() for _ in range(2))
+        sockets = Path(said[1])
+        assert (given[:2], said[0]) == (["--config", "own.toml"], "sockets:")
+        assert f"api.socket={sockets}/tapestryd.sock" in given
+        assert sockets.stat().st_mode & 0o777 == 0o700
+        job.send_signal(number)
+        assert job.wait(30) == 0
+    assert (tmp_path / "asked").exists() == requeued
+    assert not requeued or (tmp_path / "asked").read_text() == "requeue 4711\n"
+    assert not sockets.exists()
