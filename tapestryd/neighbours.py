@@ -18,6 +18,7 @@ from protocols.membership import Delegation
 from protocols.records import Presence
 from protocols.refusal import Reason, Refused
 from protocols.rounds import Member, Seen, State
+from protocols.rules import RunRules
 from protocols.schedule import Schedule
 from tapestryd.host.clock import now_ms, verdict
 from tapestryd.swarm.doubts import Doubts
@@ -36,6 +37,19 @@ _DOUBTED_S = 10.0, 600.0
 _PROOFS = 8
 """Certificates asked for at once, and of one tip: two, so that whoever answers slowly does not hide who would answer at once."""
 _PROOFS_A_TIP = 2
+_PROOF_S = 30.0
+"""Who has taken this long over one gives way to others that are to be asked. A head of 1 MiB, which is the longest, takes 16 s at
+the rate below which a donor is slow (swarm/draw)."""
+_PATIENCE_S = 60.0
+"""The least that slow donors are waited for, however short rounds are."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    peer: str
+    tip: Tip
+    since: float
+    task: "asyncio.Task[None]"
 
 
 @dataclass(slots=True)
@@ -72,7 +86,8 @@ class Neighbours:
         self._shunned: dict[str, float] = {}
         """Banned peers that had a record at the last look, and when that was."""
         self._doubts = Doubts(*_DOUBTED_S)
-        self._proving: dict[str, Tip] = {}
+        self._proving: dict[str, _Asked] = {}
+        """By peer; who was asked the longest ago comes first."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def serve(self) -> None:
@@ -134,10 +149,11 @@ class Neighbours:
                 self._spawn(self._ping(peer, known))
         self._node.hint({peer: known.presence.addrs for peer, known in self._known.items()})
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _ping(self, peer: str, known: _Known) -> None:
         """Round trip and clock difference, as NTP has it (RFC 5905 §8), the best of three: the first may have to dial."""
@@ -170,13 +186,26 @@ class Neighbours:
                 best = seen.tip
         for peer, known in sorted(self._known.items(), key=self._trust):
             tip = known.presence.tip
-            if len(self._proving) >= _PROOFS:
-                return
             if tip is None or peer in self._proving or self._fetcher.proven(tip) or self._doubted(peer):
                 continue
-            if (best is None or tip.better_than(best)) and list(self._proving.values()).count(tip) < _PROOFS_A_TIP:
-                self._proving[peer] = tip
-                self._spawn(self._prove(peer, tip, ours))
+            if (best is None or tip.better_than(best)) and self._room(tip):
+                self._proving[peer] = _Asked(peer, tip, time.monotonic(), self._spawn(self._prove(peer, tip, ours)))
+
+    def _room(self, tip: Tip) -> bool:
+        """Whether one more may be asked to prove `tip`; who has taken too long is not waited for any more."""
+        of_all = list(self._proving.values())
+        of_tip = [asked for asked in of_all if asked.tip == tip]
+        crowd = of_tip if len(of_tip) >= _PROOFS_A_TIP else of_all if len(of_all) >= _PROOFS else []
+        if not crowd:
+            return True
+        now, slowest = time.monotonic(), crowd[0]
+        if now - slowest.since < _PROOF_S:
+            return False
+        log.info("tip of height %d: nothing from %s in time", slowest.tip.height, slowest.peer[-6:])
+        slowest.task.cancel()
+        del self._proving[slowest.peer]
+        self._doubts.add(slowest.peer, now)
+        return True
 
     def _trust(self, item: tuple[str, _Known]) -> tuple[int, float]:
         peer, known = item
@@ -201,7 +230,7 @@ class Neighbours:
         else:
             self._on_proof()
         finally:
-            del self._proving[peer]
+            self._proving.pop(peer, None)
         self.scout(ours)
 
     def _doubted(self, peer: str) -> bool:
@@ -234,6 +263,16 @@ class Neighbours:
             for peer, shown in there.items()
             if shown.active and shown.tip == tip
         }
+
+    def patience_s(self, ours: Tip | None, rules: RunRules) -> float:
+        """For how long slow donors are waited for. There is an end to it only where rounds could be had meanwhile, with peers that are
+        on our base and train, or would if they did not try to catch up, perhaps in vain and as we do; and not before a whole
+        round of the donors', in which pieces give way."""
+        there = [known.presence for known in self._known.values() if known.presence.tip == ours]
+        able = 1 + sum(shown.active or shown.state == "syncing" for shown in there)
+        if ours is None or able < rules.averaging.min_peers:
+            return math.inf
+        return max(_PATIENCE_S, 2 * rules.schedule.period_ms / 1000)
 
     def clock(self) -> tuple[bool, int | None]:
         return verdict(known.skew_ms for known in self._known.values() if known.skew_ms is not None)

@@ -151,6 +151,7 @@ class Session:
         layout = rules.layout()
         self._fetcher.agreed, self._fetcher.entry_bytes = rules, entry_bytes(rules)
         self._fetcher.round_now = lambda: rules.schedule.round_at(now_ms())
+        self._fetcher.patience_s = lambda: self.neighbours.patience_s(self.keeper.base.tip, rules)
         self.keeper = Keeper(
             rules, layout, self.store, self._fetcher, verify,
             self.config.storage.snapshot_every, self.config.storage.keep_snapshots, self._replayed, self._replaced,

@@ -1,6 +1,7 @@
 """Announced tips on real nodes: only what is shown moves a Member, and who cannot show what it announces is passed over."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -20,9 +21,9 @@ from tapestryd.swarm.lineage import Fetcher
 from tapestryd.swarm.node import Node
 from tapestryd.swarm.streams import Stream
 from tests.lineages import PEOPLE, Line
-from tests.people import Person, verify
+from tests.people import CAST, Person, verify
 from tests.swarm.rooms import go, nodes, now_ms, until
-from tests.swarm.test_lineage import Shelf, fetcher, grown
+from tests.swarm.test_lineage import Shelf, drip, fetcher, grown
 
 MINUTE = Schedule(0, 10**14, 1000)
 """No boundary comes while a test lasts."""
@@ -229,6 +230,70 @@ def test_who_does_not_answer_hides_nobody_who_does(tmp_path: Path) -> None:
     go(work)
 
 
+@pytest.mark.parametrize("which", ["of a tip", "of all"])
+def test_whoever_drips_a_proof_gives_way_to_others(tmp_path: Path, which: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte now and then, and yet no place is theirs: not those for the true tip, nor those of all."""
+    monkeypatch.setattr(neighbours, "_PROOF_S", 0.3)
+    monkeypatch.setattr(neighbours, "_PROOFS", 8 if which == "of a tip" else 2)
+    monkeypatch.setattr(limits, "IO_BYTES", 1)
+    line = grown(2)
+    behind = line.fork()
+    line.grow()
+
+    async def work() -> None:
+        async with watched(tmp_path, behind, [Shelf().put(line), None, None]) as (watcher, (good, *dripping)):
+            true = line.base.tip
+            assert true is not None
+            for number, node in enumerate(dripping):
+                await node.serve("entry", lambda stream: drip(stream, bytes(20_000), every_s=0.2))
+                await announce(
+                    node, PEOPLE[2 + number], line.rules.run_id, true if which == "of a tip" else Tip(9, 900 + number, "ab" * 32)
+                )
+            watcher.begin()
+            await seen_by(watcher, 2)
+            watcher.neighbours.scout(behind.base.tip)
+            assert set(watcher.neighbours._proving) == {node.peer_id for node in dripping}
+            await announce(good, PEOPLE[1], line.rules.run_id, true)
+            await seen_by(watcher, 3)
+            watcher.neighbours.scout(behind.base.tip)
+
+            async def shown() -> bool:
+                watcher.neighbours.scout(behind.base.tip)
+                return watcher.neighbours._fetcher.proven(true)
+
+            await until(shown, 5)
+            assert any(watcher.neighbours._doubted(node.peer_id) for node in dripping)
+
+    go(work)
+
+
+def test_alone_a_slow_proof_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours, "_PROOF_S", 0.0)
+    line = grown(2)
+    behind = line.fork()
+    line.grow()
+    entry, parts = line.entries[-1]
+    whole = entry.head() + b"".join(parts)
+
+    async def work() -> None:
+        async with watched(tmp_path, behind, [None]) as (watcher, (slow,)):
+            true = line.base.tip
+            assert true is not None
+            await slow.serve("entry", lambda stream: drip(stream, whole, head={"size": len(whole)}, size=1 + len(whole) // 20))
+            await announce(slow, PEOPLE[1], line.rules.run_id, true)
+            watcher.begin()
+            await seen_by(watcher, 1)
+
+            async def shown() -> bool:
+                watcher.neighbours.scout(behind.base.tip)
+                return watcher.neighbours._fetcher.proven(true)
+
+            await until(shown, 10)
+            assert not watcher.neighbours._doubted(slow.peer_id)
+
+    go(work)
+
+
 def test_who_failed_less_is_asked_first(tmp_path: Path) -> None:
     line = grown(1)
 
@@ -260,3 +325,35 @@ def test_looks_are_rarer_only_where_nothing_depends_on_them() -> None:
     serving.handle(BaseLoaded(Tip(1, 1, "a" * 64)), 0)
     assert serving.reasons == ("trainer",)
     assert look_s(minutes, 0, serving) == 10.0
+
+
+def test_slow_donors_are_waited_for_without_end_unless_rounds_could_be_had(tmp_path: Path) -> None:
+    line = grown(1)
+    rules, ours = line.rules, line.base.tip
+    assert ours is not None
+
+    async def work() -> None:
+        async with watched(tmp_path, line, [None, None]) as (watcher, others):
+            here = watcher.neighbours
+            cases = (
+                ("paused", ours),
+                ("syncing", replace(ours, height=2, weight=9)),
+                ("waiting", ours),
+                ("syncing", ours),
+                ("training", ours),
+            )
+            for other, (state, tip) in zip([*others, *others, others[0]], cases, strict=True):
+                told = Presence(rules.run_id, other.peer_id, "x", state, tip.height, tip.weight, tip.base, (), "0", None, now_ms())
+                await other.publish(told.to_bytes(CAST[other.peer_id].sign))
+
+                async def heard(other: Node = other, told: Presence = told) -> bool:
+                    await here.refresh()
+                    return other.peer_id in here._known and here._known[other.peer_id].presence == told
+
+                await until(heard)
+                could = (state, tip) in cases[3:]
+                assert here.patience_s(ours, rules) == (60.0 if could else math.inf), state
+            assert here.patience_s(ours, replace(rules, schedule=Schedule(0, 300_000, 60_000))) == 720.0
+            assert here.patience_s(None, rules) == math.inf
+
+    go(work)

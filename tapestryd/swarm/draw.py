@@ -2,11 +2,12 @@
 
 Each donor has one item at a time. One that fails is out. One that has nothing left to draw is asked again for what comes
 too slowly from others, one after the other until it comes; the first answer wins. A lone slow donor is used for as long
-as it moves at all (streams.py sees to that). Knows nothing of streams, files or what an item is.
+as it moves at all (streams.py sees to that), unless whoever draws has no patience. Knows nothing of streams, files or what an item is.
 """
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
@@ -58,11 +59,14 @@ class Flight(Generic[T]):
 class Draw(Generic[T]):
     """`async with draw: async for item, donor, value in draw`. `in_order`: items come in the order given, and only the next
     `ahead` of them are asked for; else as they arrive, with at most `ahead` waiting here to be taken.
-    `ask(flight)` fetches one item and raises Gone if that donor cannot give it, Busy if not yet."""
+    `ask(flight)` fetches one item and raises Gone if that donor cannot give it, Busy if not yet. `patience_s()`: all
+    donors together are left when we have waited for them for so long, and had less than SLOW_BYTES_PER_S meanwhile; what we do
+    with it ourselves is no waiting."""
 
     def __init__(
-        self, items: Iterable[int], donors: Sequence[str], ask: Callable[["Flight[T]"], Awaitable[T]], *, ahead: int, in_order: bool
-    ) -> None:
+        self, items: Iterable[int], donors: Sequence[str], ask: Callable[["Flight[T]"], Awaitable[T]], *, ahead: int, in_order: bool,
+        patience_s: Callable[[], float] = lambda: math.inf,
+    ) -> None:  # fmt: skip
         self._left = list(items)
         self._ready: dict[int, tuple[str, T]] = {}
         self._flights: list[Flight[T]] = []
@@ -70,6 +74,9 @@ class Draw(Generic[T]):
         self._ask = ask
         self._ahead = ahead
         self._in_order = in_order
+        self._patience_s = patience_s
+        self._moved = 0
+        """Bytes of the flights that are over."""
         self._why = "nobody to ask"
         self._news = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -88,12 +95,20 @@ class Draw(Generic[T]):
                 raise ended
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, str, T]]:
-        """Raises Gone when no donor is left that could give what is missing."""
+        """Raises Gone when no donor is left that could give what is missing, or soon enough."""
+        waited_s, had = 0.0, 0
         while self._left:
             while (item := self._next()) is None:
                 if all(task.done() for task in self._tasks):
                     raise Gone(self._why)
-                await self._news.wait()
+                if waited_s >= self._patience_s():
+                    has = self._moved + sum(flight.moved for flight in self._flights)
+                    if has - had < SLOW_BYTES_PER_S * waited_s:
+                        raise Gone(f"{has - had} bytes in {waited_s:.0f} s, and there is better to do than to wait")
+                    waited_s, had = 0.0, has
+                began = time.monotonic()
+                await self._hear()
+                waited_s += time.monotonic() - began
             donor, value = self._ready.pop(item)
             self._left.remove(item)
             self._tell()
@@ -103,6 +118,12 @@ class Draw(Generic[T]):
         """Wake all who wait for news."""
         self._news.set()
         self._news.clear()
+
+    async def _hear(self) -> None:
+        """Wait for news; not for long: nobody tells that something has become slow."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LOOK_S):  # wait_for of Python 3.11 can swallow a cancellation
+                await self._news.wait()
 
     def _next(self) -> int | None:
         """An item that can be handed out."""
@@ -158,6 +179,7 @@ class Draw(Generic[T]):
             finally:
                 flight.job.cancel()
                 self._flights.remove(flight)
+                self._moved += flight.moved
                 self._tell()
             await asyncio.sleep(pause_s)
 
@@ -169,9 +191,7 @@ class Draw(Generic[T]):
                 other.job.cancel()
 
     async def _chosen(self, donor: str) -> int:
-        """Waits for something to fetch. Looks again from time to time: nobody tells that something has become slow."""
+        """Waits for something to fetch."""
         while (item := self._choose(donor)) is None:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK_S):  # wait_for of Python 3.11 can swallow a cancellation
-                    await self._news.wait()
+            await self._hear()
         return item

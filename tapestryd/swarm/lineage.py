@@ -6,6 +6,7 @@ before it is returned. Formats and checks are in protocols/lineage.py.
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
@@ -15,7 +16,7 @@ from protocols.canonical import Json, Verify, digest, take
 from protocols.lineage import Entry, Snapshot, Tip, manifest_bytes
 from protocols.refusal import Declined, Reason, Refused
 from protocols.rules import RunRules
-from tapestryd.swarm.draw import Draw, Flight
+from tapestryd.swarm.draw import SLOW_BYTES_PER_S, Draw, Flight
 from tapestryd.swarm.node import Node
 from tapestryd.swarm.streams import Gone
 
@@ -27,6 +28,8 @@ _PROVEN = 16
 
 _MANIFESTS = 16
 """Donors asked for their manifests."""
+_MANIFEST_S = 30.0
+"""How long they all wait for one of them; and as long as it takes at the rate below which a donor is slow."""
 
 _PIECES_AHEAD = 8
 _ENTRIES_AHEAD = 4
@@ -50,6 +53,8 @@ class Fetcher:
         self.round_now: Callable[[], int] = lambda: limits.INTEGER
         """The rules, the largest entry that they allow, and which round it is; set once they are known. Until then no entry is
         asked for."""
+        self.patience_s: Callable[[], float] = lambda: math.inf
+        """For how long slow donors of snapshots and entries are waited for."""
         self._proven: dict[Tip, Whole | None] = {}
         """Tips whose certificate we have seen, newest last; with the entry if the proof held all of it."""
 
@@ -82,18 +87,20 @@ class Fetcher:
             return await anext(found async for _, _, found in coming)
 
     async def manifests(self, donors: Sequence[str], base: str, elements: int, fragments: int) -> dict[str, Snapshot]:
-        """What each donor says of its snapshot of `base` (""; its newest), of those that say something sensible."""
+        """What each donor says of its snapshot of `base` (""; its newest), of those that say something sensible and are not slow."""
+        most_bytes = manifest_bytes(elements, fragments)
 
         async def ask(donor: str) -> tuple[str, Snapshot] | None:
             try:
-                head, body = await self._node.ask(donor, "snapshots", {"base": base}, body_bytes=manifest_bytes(elements, fragments))
+                async with asyncio.timeout(_MANIFEST_S + most_bytes / SLOW_BYTES_PER_S):
+                    head, body = await self._node.ask(donor, "snapshots", {"base": base}, body_bytes=most_bytes)
                 take(head, {})
                 found = Snapshot.parse(bytes(body), run=self._run, elements=elements, fragments=fragments)
                 if base and found.tip.base != base:
                     raise Refused(Reason.OTHER_BASE, "the manifest of another base")
                 return donor, found
-            except Gone as gone:
-                log.info("snapshots: %s", gone)
+            except (Gone, TimeoutError) as gone:
+                log.info("snapshots of %s: %s", donor[-6:], str(gone) or "too slow")
             except Refused as refused:
                 self._node.refused(refused, "snapshots", donor)
             return None
@@ -123,7 +130,7 @@ class Fetcher:
                     raise Refused(Reason.BAD_DIGEST, f"piece {flight.item}")
                 return piece
 
-        return Draw(wanted, donors, ask, ahead=_PIECES_AHEAD, in_order=False)
+        return Draw(wanted, donors, ask, ahead=_PIECES_AHEAD, in_order=False, patience_s=self.patience_s)
 
     def entries(self, donors: Sequence[str], first: int, target: Tip) -> Draw[Whole]:
         """The certified entries that led to heights `first` to that of `target`, in order, fetched ahead from all donors."""
@@ -138,7 +145,8 @@ class Fetcher:
                     raise Refused(Reason.NO_QUORUM, f"its entry {flight.item} is no certificate of what it announced")
                 return whole
 
-        return Draw(range(max(1, first), target.height + 1), donors, ask, ahead=_ENTRIES_AHEAD, in_order=True)
+        wanted = range(max(1, first), target.height + 1)
+        return Draw(wanted, donors, ask, ahead=_ENTRIES_AHEAD, in_order=True, patience_s=self.patience_s)
 
     @contextmanager
     def _faults(self, what: str, donor: str) -> Iterator[None]:

@@ -8,14 +8,16 @@ from typing import Any
 import pytest
 from hivemind.utils.timed_storage import get_dht_time
 
-from protocols.canonical import digest
+from protocols import limits
+from protocols.canonical import digest, dumps, loads
 from protocols.lineage import Tip
 from protocols.records import Presence
 from protocols.rounds import Trained, TrainerUp
 from protocols.settling import Vote, merkle
 from protocols.trainer import Order, Stop
+from tapestryd import neighbours
 from tapestryd.session import Session
-from tests.hostile.liar import Liar, framed, read
+from tests.hostile.liar import LENGTHS, Liar, framed, read
 from tests.lineages import PEOPLE, Line, noise
 from tests.people import Person, certified, roster
 from tests.swarm.rooms import go, now_ms, until
@@ -25,13 +27,15 @@ from tests.test_session import begun, session
 
 
 class Announcer:
-    """A liar that says it holds the base that all hold, with as much weight as nobody would refuse, and proves it by keys of its own."""
+    """A liar that claims as much weight as nobody would refuse, and proves it by keys of its own. `ahead`: its height above all
+    others; 0: at the base that all hold. Of what leads there it gives a byte now and then."""
 
-    def __init__(self, liar: Liar, line: Line, homes: list[str]) -> None:
+    def __init__(self, liar: Liar, line: Line, homes: list[str], ahead: int) -> None:
         self.liar = liar
         self.run = line.rules.run_id
         self.homes = homes
-        self.asked: list[str] = []
+        self.ahead = ahead
+        self._height = 0
         self._proof = b""
 
     async def announce(self) -> None:
@@ -39,26 +43,31 @@ class Announcer:
         true = max((tip for tip in told if tip.base and tip.weight < 256 * tip.height), key=lambda tip: tip.weight, default=None)
         if true is None or true.height == 0:
             return
-        of = roster([self.liar.person, Person("mallory")], round=true.height, fragment=true.height % 2, before=true.base, run=self.run)
-        parts = [b"", b""]
+        height, after = (true.height + self.ahead, "ee" * 32) if self.ahead else (true.height, true.base)
+        voters, parts = [self.liar.person, Person("mallory")], [b"", b""]
+        of = roster(voters, round=height, fragment=height % 2, before=true.base, run=self.run)
         vote = Vote(
-            self.run, of.round, of.fragment, of.digest, merkle([digest(part) for part in parts]), 1_000_000, true.base, true.base,
-            true.height, 256 * true.height,
-        )  # fmt: skip
-        made = certified(of, parts, [self.liar.person, Person("mallory")], vote)
-        self._proof = made.head()
-        tip = made.tip
-        record = Presence(
-            self.run, self.liar.peer, "liar", "training", tip.height, tip.weight, tip.base, ("/ip4/127.0.0.1/tcp/1",), "0", None, now_ms()
+            self.run, of.round, of.fragment, of.digest, merkle(list(map(digest, parts))), 1_000_000, true.base, after, height, 256 * height
         )
+        made = certified(of, parts, voters, vote)
+        self._height, self._proof = height, made.head()
+        addresses = ("/ip4/127.0.0.1/tcp/1",)
+        record = Presence(self.run, self.liar.peer, "liar", "training", height, vote.weight, after, addresses, "0", None, now_ms())
         for home in self.homes:
             await self.liar.store(home, [(self.liar.peer, record.to_bytes(self.liar.person.sign), get_dht_time() + 15)])
 
-    async def prove(self, peer: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await read(reader)
-        self.asked.append(peer)
-        writer.write(framed({"size": len(self._proof)}, self._proof))
-        await writer.drain()
+    async def answer(self, peer: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head, _ = await read(reader)
+        if loads(head, 1000)["height"] == self._height:
+            writer.write(framed({"size": len(self._proof)}, self._proof))
+            await writer.drain()
+            return
+        said = dumps({"size": 1 << 20})
+        writer.write(LENGTHS.pack(len(said), 1 << 20) + said)
+        while True:
+            writer.write(b"x")
+            await writer.drain()
+            await asyncio.sleep(0.2)
 
 
 def trains(here: Session, seed: int) -> None:
@@ -74,8 +83,11 @@ def trains(here: Session, seed: int) -> None:
     here.feed(TrainerUp())
 
 
-def test_our_own_base_at_more_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing leads there. It costs each peer one attempt, the liar its credit, and no round."""
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_what_nothing_leads_to_costs_no_rounds(tmp_path: Path, ahead: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each peer tries once, the liar loses its credit, and they train on."""
+    monkeypatch.setattr(limits, "IO_BYTES", 1)
+    monkeypatch.setattr(neighbours, "_PATIENCE_S", 1.0)  # so two periods, 12 s, are the longest
 
     async def work() -> None:
         line = grown(2)
@@ -99,9 +111,9 @@ def test_our_own_base_at_more_weight(tmp_path: Path, monkeypatch: pytest.MonkeyP
                     trains(one, number)
                 homes = {one.node.peer_id: await one.node.addresses() for one in (there, here)}
                 await liar.meet(homes)
-                announcer = Announcer(liar, line, list(homes))
+                announcer = Announcer(liar, line, list(homes), ahead)
                 await liar.serve("entry")
-                liar.answer("entry", announcer.prove)
+                liar.answer("entry", announcer.answer)
 
                 async def both_tried() -> bool:
                     await announcer.announce()
@@ -113,7 +125,7 @@ def test_our_own_base_at_more_weight(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
                 async def went_on() -> bool:
                     await announcer.announce()
-                    return all(one.keeper.base.tip and one.keeper.base.tip.height >= reached.height + 2 for one in (there, here))
+                    return all(one.keeper.base.tip and one.keeper.base.tip.height >= reached.height + 1 for one in (there, here))
 
                 await until(went_on, 60)
                 assert max(tried.values()) <= 3

@@ -16,7 +16,7 @@ from protocols.refusal import Reason, Refused
 from protocols.rules import RunRules
 from tapestryd.host.store import RunStore
 from tapestryd.keeper import Keeper
-from tapestryd.swarm import draw
+from tapestryd.swarm import draw, lineage
 from tapestryd.swarm.donor import Donor
 from tapestryd.swarm.lineage import Fetcher
 from tapestryd.swarm.node import Node
@@ -175,6 +175,22 @@ async def drip(stream: Stream, data: bytes, *, head: dict[str, Any] | None = Non
         stream._writer.write(data[start : start + size])
         await stream._writer.drain()
         await asyncio.sleep(every_s)
+
+
+def test_a_manifest_that_drips_holds_up_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lineage, "_MANIFEST_S", 0.5)
+    monkeypatch.setattr(limits, "IO_BYTES", 1)
+
+    async def work() -> None:
+        made, data = big()
+        async with nodes(tmp_path, 3) as (here, good, bad):
+            await Donor(good, holding(made, data)).serve()
+            await bad.serve("snapshots", lambda stream: drip(stream, bytes(500)))
+            there = [bad.peer_id, good.peer_id]
+            async with asyncio.timeout(10):
+                assert await fetcher(here).manifests(there, "", _ELEMENTS, 1) == {good.peer_id: made}
+
+    go(work)
 
 
 def test_pieces_come_from_two_donors_side_by_side(tmp_path: Path) -> None:
