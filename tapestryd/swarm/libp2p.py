@@ -6,6 +6,7 @@ sockets in a private folder, an empty environment, and death with its parent (de
 """
 
 import asyncio
+import logging
 import shutil
 import signal
 import tempfile
@@ -28,7 +29,10 @@ from tapestryd.errors import Unavailable
 from tapestryd.swarm.line import Line
 from tapestryd.swarm.meter import Meter
 
+log = logging.getLogger(__name__)
+
 _START_S = 20.0
+_LAST_WORDS_BYTES = 4096
 
 _CALLS_A_PEER = 8
 """Calls of the DHT by one peer that are answered at once; an honest one makes one or two at a time."""
@@ -121,6 +125,7 @@ class Libp2p:
         return found
 
     async def stop(self) -> None:
+        self._reader.cancel()
         await self.p2p.shutdown()
         with suppress(ProcessLookupError):
             self.process.terminate()
@@ -130,7 +135,6 @@ class Libp2p:
         except TimeoutError:
             self.process.kill()
             await self.process.wait()
-        self._reader.cancel()
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
@@ -229,5 +233,8 @@ def _why(said: bytes, listen: Sequence[str]) -> str:
 
 
 async def _drain(output: asyncio.StreamReader) -> None:
-    while await output.read(65536):
-        pass
+    """Until it ends by itself: then what it said last, as in a panic, is why."""
+    said = b""
+    while heard := await output.read(65536):
+        said = (said + heard)[-_LAST_WORDS_BYTES:]
+    log.error("p2pd ended by itself: %s", said.decode(errors="replace").strip() or "it said nothing")

@@ -198,7 +198,7 @@ def test_p2pd_dies_with_a_parent_that_was_killed(tmp_path: Path) -> None:
     os.close(watched)
 
 
-def test_when_p2pd_dies_everything_is_gone_and_nothing_hangs(tmp_path: Path) -> None:
+def test_when_p2pd_dies_everything_is_gone_and_nothing_hangs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def work() -> None:
         async with nodes(tmp_path, 2) as (one, two):
             await two.serve("echo", echo)
@@ -216,6 +216,9 @@ def test_when_p2pd_dies_everything_is_gone_and_nothing_hangs(tmp_path: Path) -> 
                     await one.publish(record(PEOPLE[0]))
                 except Gone:
                     pass
+        assert [record.message for record in caplog.records if record.name == "tapestryd.swarm.libp2p"] == [
+            "p2pd ended by itself: it said nothing"
+        ]
 
     go(work)
 
