@@ -216,9 +216,8 @@ def test_when_p2pd_dies_everything_is_gone_and_nothing_hangs(tmp_path: Path, cap
                     await one.publish(record(PEOPLE[0]))
                 except Gone:
                     pass
-        assert [record.message for record in caplog.records if record.name == "tapestryd.swarm.libp2p"] == [
-            "p2pd ended by itself: it said nothing"
-        ]
+        (said,) = [record.message for record in caplog.records if record.name == "tapestryd.swarm.libp2p"]
+        assert said.startswith("p2pd ended by itself: ")
 
     go(work)
 
