@@ -21,6 +21,7 @@ from protocols.membership import Delegation
 from protocols.refusal import Refused
 from protocols.rules import RunRules
 from tests.people import BLANK, CAST, MEMBERS, RULES, Person, certified, delegations, in_roster_mode, roster, verify, vote
+from tests.test_import_law import syntax
 
 VECTOR = json.loads((Path(protocols.__file__).parent / "vectors" / "account.json").read_text())
 PEOPLE = list(CAST.values())
@@ -153,7 +154,7 @@ def test_nothing_but_the_account_itself_reads_it() -> None:
     root = Path(protocols.__file__).parent.parent
     importers = set()
     for path in (*root.glob("protocols/**/*.py"), *root.glob("tapestryd/**/*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(syntax(path)):
             names = [f"{node.module}.{one.name}" for one in node.names] if isinstance(node, ast.ImportFrom) else []
             names += [one.name for one in node.names] if isinstance(node, ast.Import) else []
             if any(name.startswith("protocols.accounts") for name in names):
