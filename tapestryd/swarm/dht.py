@@ -27,7 +27,6 @@ from protocols.canonical import Signed, Verify, loads
 _KEYS = 8
 """Keys in one call; an honest node asks for one, or looks for neighbours of a few."""
 
-
 _NEAREST = 20
 """Nodes that a search asks of those it knows, and again of those they name; hivemind's own bucket holds as many."""
 
