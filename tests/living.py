@@ -59,7 +59,7 @@ class Peer:
 
     def __init__(
         self, folder: Path, data: Sequence[Path], *, listen: str = "", namespace: str = "", program: str = "tapestryd",
-        environment: Mapping[str, str] | None = None,
+        device: str = "cpu", environment: Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
         self.folder = folder
         self.namespace = namespace
@@ -76,7 +76,7 @@ class Peer:
             '[storage]\nmin_free = "10 MiB"\nsnapshot_every = 4\n[sandbox]\nrequire = false\n'
         )
         (folder / "trainer.toml").write_text(
-            f'schema_version = 1\n[data]\npaths = [{paths}]\n[compute]\nthreads = 1\ndevice = "cpu"\n'
+            f'schema_version = 1\n[data]\npaths = [{paths}]\n[compute]\nthreads = 1\ndevice = "{device}"\n'
             "[release]\nmin_steps = 1\nmin_examples = 1\nmax_per_hour = 100000\n"
             '[evaluate]\ntokens = 2048\n[checkpoint]\ndir = "trainer"\nevery = "5s"\n[sandbox]\nrequire = false\n'
         )
