@@ -15,7 +15,7 @@ _RUNS = 'run it by the systemd units (deploy/README.md), or without, in boxes of
 
 _SAYS = {
     "data.interfaces": ("the data side has no network but its own loopback", _RUNS),
-    "data.sockets": ("it can open no socket of any kind", _RUNS),
+    "data.sockets": ("it can open no socket that reaches anybody", _RUNS),
     "data.io_uring": ("nor have the kernel open one", _RUNS),
     "data.descriptors": ("it was handed nothing open but its channel", "close what you start it with, and restart it"),
     "data.network_side": ("it cannot open the network side's files", "chmod 0700 node.state_dir; one user for each side"),

@@ -137,7 +137,13 @@ def _descriptors() -> dict[int, int]:
 
 
 def _sockets() -> set[int]:
-    return {number for number, mode in _descriptors().items() if S_ISSOCK(mode)}
+    """Those that could speak to somebody. (One that listens cannot: CUDA's driver keeps one.)"""
+    return {number for number, mode in _descriptors().items() if S_ISSOCK(mode) and not _listens(number)}
+
+
+def _listens(number: int) -> bool:
+    with socket.socket(fileno=os.dup(number)) as copy:
+        return bool(copy.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 
 def _powerless() -> bool:

@@ -16,7 +16,8 @@ from collections.abc import Sequence
 
 _NUMBERS = {
     # name: (x86_64, every architecture of the generic table); None: not there
-    "socket": (41, 198), "socketpair": (53, 199), "clone": (56, 220), "clone3": (435, 435), "ioctl": (16, 29), "prlimit64": (302, 261),
+    "socket": (41, 198), "connect": (42, 203), "socketpair": (53, 199), "clone": (56, 220), "clone3": (435, 435), "ioctl": (16, 29),
+    "prlimit64": (302, 261),
     "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "pidfd_getfd": (438, 438),
     "kcmp": (312, 272), "process_madvise": (440, 440), "process_mrelease": (448, 448),
     "unshare": (272, 97), "setns": (308, 268), "chroot": (161, 51), "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41),
@@ -38,9 +39,11 @@ _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 NETWORK = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK)
 """What the network side needs; the last lists interfaces."""
 
-_SPECIAL = ("socket", "socketpair", "clone", "clone3", "ioctl", "prlimit64")
+_SPECIAL = ("socket", "connect", "socketpair", "clone", "clone3", "ioctl", "prlimit64")
 _DATAGRAMS = 2
 """The bit of socketpair's type that SOCK_DGRAM and SOCK_RAW have in common: these may be sent to any address after all (unix(7))."""
+_SEQPACKET = 4
+"""The bit of socket's type that only SOCK_SEQPACKET has, of all that AF_UNIX knows."""
 _NAMESPACES = 0x7E020000
 """Every CLONE_NEW… flag."""
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
@@ -69,7 +72,9 @@ def number(name: str) -> int:
 
 
 def program(machine: str, families: Sequence[int]) -> bytes:
-    """The filter for `machine` as struct sock_filter[]: `families` are the AF_… that socket(2) may still make."""
+    """The filter for `machine` as struct sock_filter[]: `families` are the AF_… that socket(2) may still make. Without AF_UNIX it may
+    make one that listens for packets, as CUDA's driver must (decisions/0019): such a socket sends nothing to anybody but who connects
+    to it, and connect(2) is refused."""
     column, architecture = _ARCHITECTURES[machine]
     numbers = {name: found for name, columns in _NUMBERS.items() if (found := columns[column]) is not None}
     lines = [
@@ -84,9 +89,12 @@ def program(machine: str, families: Sequence[int]) -> bytes:
     typing = [line for ioctl in (_TIOCSTI, _TIOCLINUX) for line in _if(_JEQ, _argument(1), ioctl, then=_ERRNO | errno.EPERM)]
     lines += _of(numbers["ioctl"], typing)
     lines += _of(numbers["prlimit64"], _if(_JEQ, _argument(0), 0, otherwise=_ERRNO | errno.EPERM))  # 0: ourselves
+    allowed = [line for family in families for line in _if(_JEQ, _argument(0), family, then=_ALLOW)]
     if socket.AF_UNIX not in families:
         lines += _of(numbers["socketpair"], _if(_JSET, _argument(1), _DATAGRAMS, then=_ERRNO | errno.EAFNOSUPPORT))
-    allowed = [line for family in families for line in _if(_JEQ, _argument(0), family, then=_ALLOW)]
+        lines += _if(_JEQ, 0, numbers["connect"], then=_ERRNO | errno.EPERM)
+        allowed += _if(_JEQ, _argument(0), socket.AF_UNIX, otherwise=_ERRNO | errno.EAFNOSUPPORT)
+        allowed += _if(_JSET, _argument(1), _SEQPACKET, then=_ALLOW)
     lines += _of(numbers["socket"], [*allowed, (_RETURN, 0, 0, _ERRNO | errno.EAFNOSUPPORT)])
     lines.append((_RETURN, 0, 0, _ALLOW))
     return b"".join(struct.pack("<HBBI", *line) for line in lines)

@@ -115,6 +115,14 @@ def pathname_socket(brief: Brief) -> str:
 
 
 @by(DATA, NETWORK)
+def packet_socket(brief: Brief) -> str:
+    """The one kind that the data side can make, for CUDA's driver."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+        sock.connect(brief["packets"])
+        return "a connection"
+
+
+@by(DATA, NETWORK)
 def abstract_socket(brief: Brief) -> str:
     with socket.socket(socket.AF_UNIX) as sock:
         sock.connect("\0" + brief["abstract"])

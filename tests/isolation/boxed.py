@@ -171,7 +171,7 @@ def briefed(
     folder: Path, config: DaemonConfig, trainer: TrainerConfig, players: Mapping[str, int], found: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
     """side → what it is told of its targets."""
-    targets = ("tcp", "udp", "unix", "abstract", "datagrams", "shm", "devshm")
+    targets = ("tcp", "udp", "unix", "packets", "abstract", "datagrams", "shm", "devshm")
     common = {"do": "attack", "key": "tapestry-test", "data": str(folder / "data"), **{name: found[name] for name in targets}}
     saved, state = trainer.checkpoint.dir, config.node.state_dir
     own: dict[str, dict[str, Any]] = {

@@ -28,7 +28,7 @@ def main() -> None:
     folders = [tempfile.mkdtemp(prefix="bystander-", dir=folder) for folder in sys.argv[1:]]
     for folder in folders:
         os.chmod(folder, 0o755)
-    stream, datagrams = f"{folders[0]}/stream", f"{folders[1]}/datagrams"
+    stream, packets, datagrams = f"{folders[0]}/stream", f"{folders[0]}/packets", f"{folders[1]}/datagrams"
     tcp = socket.create_server(("127.0.0.1", 0), backlog=64)
     udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     udp.bind(("127.0.0.1", 0))
@@ -37,12 +37,13 @@ def main() -> None:
     listening = []
     for address, kind in (
         (stream, socket.SOCK_STREAM),
+        (packets, socket.SOCK_SEQPACKET),
         (f"\0{name}", socket.SOCK_STREAM),
         (datagrams, socket.SOCK_DGRAM),
     ):
         made = socket.socket(socket.AF_UNIX, kind)
         made.bind(address)
-        if kind == socket.SOCK_STREAM:
+        if kind != socket.SOCK_DGRAM:
             made.listen(64)
         if address.startswith("/"):
             os.chmod(address, 0o777)
@@ -56,14 +57,14 @@ def main() -> None:
     os.chmod(devshm, 0o644)
     secret = ctypes.create_string_buffer(b"a bystander's own")
     found = {
-        "tcp": tcp.getsockname()[1], "udp": udp.getsockname()[1], "unix": stream, "abstract": name,
+        "tcp": tcp.getsockname()[1], "udp": udp.getsockname()[1], "unix": stream, "packets": packets, "abstract": name,
         "datagrams": datagrams, "shm": shm, "devshm": devshm, "pid": os.getpid(), "address": ctypes.addressof(secret),
     }  # fmt: skip
     print(json.dumps(found), flush=True)
     sys.stdin.read()
     libc.shmctl(segment, 0, None)
     os.unlink(devshm)
-    for path in (stream, datagrams):
+    for path in (stream, packets, datagrams):
         os.unlink(path)
     for folder in folders:
         os.rmdir(folder)

@@ -26,6 +26,7 @@ GUARDS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
         ("dns", {"filter", "network namespace"}, {}),
         ("families", {"filter"}, {"filter"}),
         ("pathname_socket", {"filter", "own root"}, {"own root"}),
+        ("packet_socket", {"filter", "own root"}, {"own root"}),
         ("abstract_socket", {"filter", "network namespace", "scopes"}, {"scopes"}),
         ("paired_socket", {"filter", "own root"}, {"own root"}),
         ("io_uring", {"filter", "network namespace"}, {"filter"}),

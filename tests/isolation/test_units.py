@@ -66,7 +66,7 @@ def attacked(machine: Machine) -> Report:
     machine.run("systemctl", "start", "tapestryd.socket", "tapestry-trainer.socket")
     with machine.popen(PYTHON, "-P", "-m", "tests.isolation.bystander", "/run", "/var/spool/bystander") as bystander:
         found = json.loads(bystander.stdout.readline())
-        common = {key: found[key] for key in ("tcp", "udp", "unix", "abstract", "datagrams", "shm", "devshm")}
+        common = {key: found[key] for key in ("tcp", "udp", "unix", "packets", "abstract", "datagrams", "shm", "devshm")}
         common |= {
             "do": "attack",
             "attacks": [],

@@ -55,7 +55,7 @@ export const KINDS = {
 /** Of Status.isolation.checks (trainer.md, host/probes.py): what has to be impossible. */
 export const CHECKS = {
   "data.interfaces": "the data side has no network but its own loopback",
-  "data.sockets": "it can open no socket of any kind",
+  "data.sockets": "it can open no socket that reaches anybody",
   "data.io_uring": "nor have the kernel open one",
   "data.descriptors": "it was handed nothing open but its channel",
   "data.network_side": "it cannot open the network side's files",
