@@ -19,6 +19,7 @@ from protocols.canonical import dumps
 from protocols.refusal import Declined, Reason, Refused
 from tapestryd.errors import Unavailable
 from tapestryd.swarm import node as node_module
+from tapestryd.swarm.node import Node
 from tapestryd.swarm.streams import Busy, Gone, Stream
 from tests.lineages import PEOPLE
 from tests.swarm.rooms import address, go, identity, nodes, record, refresh, start, until
@@ -108,6 +109,35 @@ def test_another_run_is_another_world(tmp_path: Path) -> None:
             await theirs.stop()
 
     go(work)
+
+
+@pytest.mark.parametrize("uv", [True, False], ids=["uvloop", "asyncio"])
+def test_who_cannot_be_reached_costs_no_descriptor(tmp_path: Path, uv: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether p2pd refuses, or is not waited for any longer. From 3.11.5 on Python closes what nobody holds."""
+    monkeypatch.delattr(asyncio.StreamWriter, "__del__", raising=False)
+    monkeypatch.setattr(node_module, "_GREET_S", 0.05)
+
+    def descriptors(node: Node) -> int:
+        return sum(len(os.listdir(f"/proc/{process}/fd")) for process in (os.getpid(), node.p2pd))
+
+    async def work() -> None:
+        with socket.socket() as mute:
+            mute.bind(("127.0.0.1", 0))
+            mute.listen()
+            async with nodes(tmp_path, 1) as (one,):
+                before = descriptors(one)
+                for _ in range(5):
+                    with pytest.raises(Gone, match="cannot dial"):
+                        await one.open(PEOPLE[1].peer, "echo")
+                    with pytest.raises(Gone, match="no answer"):
+                        await one.greet(f"/ip4/127.0.0.1/tcp/{mute.getsockname()[1]}/p2p/{PEOPLE[2].peer}")
+
+                async def as_before() -> bool:
+                    return descriptors(one) <= before
+
+                await until(as_before)
+
+    go(work, uv=uv)
 
 
 # Starting and ending.
