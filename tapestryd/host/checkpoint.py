@@ -19,7 +19,7 @@ from tapestryd.host.files import locked, sync
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 
 
 class Checkpoint:

@@ -1,8 +1,10 @@
 """The inner optimizer: AdamW on one machine, its state kept across rounds.
 
 8-bit AdamW from bitsandbytes (arXiv 2110.02861) with block-wise state per tensor; plain torch AdamW where that does
-not work, and `kind` and `why` say so. Tensors of one dimension (norms, biases) take no weight decay. The learning
-rate is a function of committed height alone, so all peers of a round train at the same rate.
+not work, and `kind` and `why` say so. Embeddings have 32-bit state in any case, as that paper advises (§ 2.3): most rows of theirs have
+no gradient in most steps, and what rounding makes of such a zero moves words that this peer's text never says. Tensors of one
+dimension (norms, biases) have it too, and take no weight decay. The learning rate is a function of committed height alone, so all
+peers of a round train at the same rate.
 Knows nothing of rounds, deltas or data. Its state never leaves this machine: moments are gradient statistics.
 """
 
@@ -43,14 +45,23 @@ class Inner:
         if inner.optimizer == "adamw8bit":
             fault = _fault_of_8bit(self._parameters[0].device)
             self.kind = Optimizer.ADAMW_FALLBACK if fault else Optimizer.ADAMW8BIT
-            self.why = f"bitsandbytes does not work here ({fault}), plain AdamW instead" if fault else "8-bit state by bitsandbytes"
+            self.why = (
+                f"bitsandbytes does not work here ({fault}), plain AdamW instead"
+                if fault
+                else "8-bit state by bitsandbytes, 32-bit for embeddings and vectors"
+            )
+        embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+        narrow = [p for p in self._parameters if p.dim() >= 2 and id(p) not in embeddings and self.kind == Optimizer.ADAMW8BIT]
+        wide = [p for p in self._parameters if not any(p is other for other in narrow)]
+        decay = float(inner.weight_decay)
+        settings: dict[str, Any] = {"lr": float(inner.lr), "betas": (float(inner.beta1), float(inner.beta2)), "eps": EPS}
         groups = [
-            {"params": [p for p in self._parameters if p.dim() >= 2], "weight_decay": float(inner.weight_decay)},
-            {"params": [p for p in self._parameters if p.dim() < 2], "weight_decay": 0.0},
+            {"params": [p for p in wide if p.dim() >= 2], "weight_decay": decay},
+            {"params": [p for p in wide if p.dim() < 2], "weight_decay": 0.0},
         ]
-        settings = {"lr": float(inner.lr), "betas": (float(inner.beta1), float(inner.beta2)), "eps": EPS}
-        kind: Any = torch.optim.AdamW if self.kind != Optimizer.ADAMW8BIT else _adamw8bit()
-        self._optimizer = kind([group for group in groups if group["params"]], **settings)
+        self._optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW([group for group in groups if group["params"]], **settings)]
+        if narrow:
+            self._optimizers.append(_adamw8bit()(narrow, weight_decay=decay, **settings))
 
     def step(self, height: int) -> bool:
         """Clip the gradients to `clip_norm` (L2 over all tensors), step at the rate of `height`, and drop the gradients.
@@ -60,25 +71,28 @@ class Inner:
         norm: Tensor = nn.utils.clip_grad_norm_(self._parameters, float(self._rules.clip_norm))
         finite = math.isfinite(norm.item())
         if finite:
-            for group in self._optimizer.param_groups:
-                group["lr"] = rate(height, self._rules)
-            self._optimizer.step()
+            for optimizer in self._optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = rate(height, self._rules)
+                optimizer.step()
         self.drop()
         return finite
 
     def drop(self) -> None:
         """Forget the gradients."""
-        self._optimizer.zero_grad(set_to_none=True)
+        for parameter in self._parameters:
+            parameter.grad = None
 
     def state(self) -> dict[str, Any]:
         """Tensors and numbers by name; references, not copies. For this machine's own checkpoint only."""
-        return {"kind": int(self.kind), "optimizer": self._optimizer.state_dict()}
+        return {"kind": int(self.kind), "optimizers": [optimizer.state_dict() for optimizer in self._optimizers]}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Raises ValueError when `state` is of another kind of optimizer or another model."""
         if state["kind"] != int(self.kind):
             raise ValueError(f"optimizer state of kind {state['kind']}, where this is {self.kind.name}")
-        self._optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
 
 
 def _adamw8bit() -> Any:

@@ -4,7 +4,6 @@ import io
 import math
 import os
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -62,7 +61,7 @@ def test_it_learns_what_a_processor_learns(name: str, bf16: bool, optimizer: str
     assert np.abs(slow - fast).max() < 0.15
     assert fast[-1] < fast[0] - 0.3
     if name != "gpt2":
-        assert torch.nn.functional.cosine_similarity(theirs, ours_, dim=0) > (0.8 if bf16 else 0.95)
+        assert torch.nn.functional.cosine_similarity(theirs, ours_, dim=0) > 0.95
 
 
 @pytest.mark.parametrize(("first", "second"), [(CARD, CARD), (CARD, CPU), (CPU, CARD)])
@@ -102,18 +101,25 @@ def test_the_base_has_the_same_heldout_loss(corpus: Corpus) -> None:
 
 
 def test_8_bit_state_is_a_fourth(corpus: Corpus) -> None:
-    """bitsandbytes on the card: uint8 moments where a tensor has 4,096 elements or more."""
-    states = {}
-    for optimizer in ("adamw8bit", "adamw"):
-        ours = replica(corpus, CARD, optimizer=optimizer)
-        ours.step(0)
-        embedding = ours._model.get_parameter("model.embed_tokens.weight")
-        tensors = [value for value in ours.optimizer._optimizer.state[embedding].values() if isinstance(value, torch.Tensor)]
-        assert all(value.is_cuda or value.numel() == 1 or value.numel() == 256 for value in tensors)
-        moments = [value for value in tensors if value.numel() == embedding.numel()]
-        assert len(moments) == 2
-        states[optimizer] = {moment.dtype for moment in moments}
-    assert states == {"adamw8bit": {torch.uint8}, "adamw": {torch.float32}}
+    """bitsandbytes on the card: uint8 moments where a matrix has 4,096 elements or more."""
+    ours = replica(corpus, CARD)
+    ours.step(0)
+    head = ours.optimizer._optimizers[-1].state[ours._model.get_parameter("lm_head.weight")]
+    assert (head["state1"].dtype, head["state2"].dtype) == (torch.uint8, torch.uint8)
+    assert head["state1"].is_cuda
+
+
+@pytest.mark.parametrize("optimizer", ["adamw8bit", "adamw"])
+def test_words_that_the_text_never_says_stay_where_they_are(optimizer: str, corpus: Corpus) -> None:
+    """The text is ASCII: of bytes from 128 on only weight decay changes the embeddings, by 1 - lr * decay a step."""
+    ours = replica(corpus, CARD, optimizer=optimizer)
+    embedding = ours._model.get_parameter("model.embed_tokens.weight")
+    before = embedding.detach()[128:256].clone()
+    for height in range(10):
+        ours.step(height)
+    shrunk = (embedding.detach()[128:256] / before).flatten()
+    assert shrunk.std() < 1e-5
+    assert 0.99 < shrunk.mean() < 1
 
 
 def test_a_step_that_is_not_finite_is_skipped(corpus: Corpus) -> None:
@@ -151,7 +157,7 @@ def test_memory_is_counted_and_given_back(corpus: Corpus) -> None:
     assert memory_bytes(CARD) < 64 << 20
 
 
-def test_out_of_memory_is_an_error_of_torchs_own(corpus: Corpus, tmp_path: Path) -> None:
+def test_out_of_memory_is_an_error_of_torchs_own() -> None:
     """What the trainer's sentence for it goes by."""
     with pytest.raises(torch.OutOfMemoryError):
         torch.empty(1 << 42, dtype=torch.uint8, device=CARD)

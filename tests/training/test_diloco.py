@@ -126,7 +126,7 @@ def test_a_step_that_is_not_finite_is_skipped(corpus: Corpus) -> None:
         lambda state: state.update(local=state["local"] * math.inf),
         lambda state: state.update(counter=-1),
         lambda state: state["optimizer"].update(kind=2),
-        lambda state: state["optimizer"]["optimizer"]["param_groups"].pop(),
+        lambda state: state["optimizer"]["optimizers"][-1]["param_groups"].pop(),
     ],
 )
 def test_a_state_of_something_else_changes_nothing(damage, corpus: Corpus) -> None:  # type: ignore[no-untyped-def]

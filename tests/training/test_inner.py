@@ -73,18 +73,38 @@ def test_state_of_another_kind_is_refused() -> None:
         Inner(model, INNER).restore(copy.deepcopy(state))
 
 
-def test_8_bit_state_is_kept_per_tensor() -> None:
-    """An embedding of 8,448 elements has uint8 state in its own blocks of 256; small tensors keep float32."""
+def test_8_bit_state_is_of_matrices_in_blocks_per_tensor() -> None:
+    """The head's 8,448 elements have uint8 state in their own blocks of 256; the embedding, as large, and small tensors have float32."""
     _, model, layout = built("llama")
     vector.bind(model, layout, "cpu")
     optimizer = Inner(model, INNER)
     gradients(model, 0)
     optimizer.step(0)
-    state = optimizer._optimizer.state
+    wide, narrow = (each.state for each in optimizer._optimizers)
+    head = narrow[model.get_parameter("lm_head.weight")]
+    assert head["state1"].dtype == torch.uint8
+    assert head["absmax1"].numel() == 8448 // 256
+    assert {name for name, parameter in model.named_parameters() if parameter in wide} == {
+        name for name, _ in model.named_parameters() if "norm" in name or "embed" in name
+    }
+    assert all(state["exp_avg"].dtype == torch.float32 for state in wide.values())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_without_a_gradient_does_not_move(kind: str) -> None:
+    """A word that this peer's text never says: only weight decay may change it, or many peers' noise of it is what all get."""
+    _, model, layout = built("llama")
+    vector.bind(model, layout, "cpu")
+    optimizer = Inner(model, replace(INNER, optimizer=kind, weight_decay="0", clip_norm="100"))
     embedding = model.get_parameter("model.embed_tokens.weight")
-    assert state[embedding]["state1"].dtype == torch.uint8
-    assert state[embedding]["absmax1"].numel() == 8448 // 256
-    assert state[model.get_parameter("model.norm.weight")]["state1"].dtype == torch.float32
+    before = embedding.detach().clone()
+    for seed in range(20):
+        gradients(model, seed, 1e-3)
+        assert embedding.grad is not None
+        embedding.grad[1::2] = -0.0 if seed % 2 else 0.0
+        optimizer.step(5)
+    assert torch.equal(embedding[1::2], before[1::2])
+    assert not torch.isclose(embedding[::2], before[::2]).any(1).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
