@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from protocols import control
 from protocols.rounds import Haste, Held
 from tapestryd.config import DaemonConfig
-from tapestryd.errors import StateFault
+from tapestryd.errors import DiskFull, StateFault
 from tapestryd.host.policy import Hold, Policy, Readings, Reason, Verdict
 from tapestryd.host.state import StateDir
 from tapestryd.host.will import Mode, Will
@@ -51,12 +51,16 @@ class Pauses:
         self._policy = Policy(metered=config.network.metered, min_free_bytes=config.storage.min_free_bytes)
 
     async def run(self) -> None:
+        said = ""
         while True:
             self.look()
             try:
                 await self._keep()
+                said = ""
             except StateFault as fault:
-                log.error("%s", fault)
+                if str(fault) != said:
+                    log.error("%s", fault)
+                said = str(fault)
             await asyncio.sleep(LOOK_S)
 
     def look(self) -> None:
@@ -132,8 +136,9 @@ class Pauses:
             while (will := self._will) != self._written:
                 try:
                     await asyncio.to_thread(self._state.keep_will, will)
-                except OSError as error:
-                    raise StateFault(f"done, but it cannot be written to {self._state.path}: {error.strerror}") from None
+                except (DiskFull, OSError) as error:
+                    why = error.strerror if isinstance(error, OSError) else "the disk is full"
+                    raise StateFault(f"done, but it cannot be written to {self._state.path}: {why}") from None
                 self._written = will
 
 

@@ -181,17 +181,43 @@ def test_of_several_desktops_the_latest_input_counts(desk: Desk) -> None:
     assert desk.pauses.input_s == desk.now_s - 1
 
 
-def test_what_cannot_be_written_is_in_force_and_said(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(will: Will) -> None:
-        raise OSError(28, "No space left on device")
+def full(*_: object) -> None:
+    raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(desk.state, "keep_will", full)
-    with pytest.raises(StateFault, match=r"done, but it cannot be written to .*: No space left on device"):
-        asyncio.run(desk.pauses.pause(None))
+
+@pytest.mark.parametrize(("where", "why"), [("os.fsync", "the disk is full"), ("write", "No space left on device")])
+def test_what_cannot_be_written_is_in_force_and_said(desk: Desk, monkeypatch: pytest.MonkeyPatch, where: str, why: str) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(f"tapestryd.host.{'files.os.fsync' if where == 'os.fsync' else 'state.write'}", full)
+        with pytest.raises(StateFault, match=rf"done, but it cannot be written to .*: {why}"):
+            asyncio.run(desk.pauses.pause(None))
     assert desk.told == [NOW]
-    monkeypatch.undo()
     asyncio.run(desk.pauses._keep())
     assert desk.state.will() == Will(paused=True)
+
+
+def test_a_full_disk_ends_no_looking_and_is_logged_once(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def work() -> None:
+        again, looks = asyncio.Event(), iter(range(4))
+        await desk.pauses.pause(60.0)
+        desk.now_s += 60
+        with monkeypatch.context() as patch:
+            patch.setattr("tapestryd.host.files.os.fsync", full)
+            patch.setattr("tapestryd.pauses.LOOK_S", 0.0)
+            patch.setattr(desk.pauses, "look", lambda: (look(), next(looks, None) == 3 and again.set()))
+            running = asyncio.create_task(desk.pauses.run())
+            async with asyncio.timeout(20):
+                await again.wait()
+            running.cancel()
+        await desk.pauses._keep()
+
+    look = desk.pauses.look
+    asyncio.run(work())
+    assert desk.state.will() == Will()
+    assert desk.told == [NOW, FREE]
+    assert sum("cannot be written" in line for line in caplog.messages) == 1
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"mode": "auto"}', "[" * 100_000])
