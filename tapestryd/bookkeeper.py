@@ -10,12 +10,15 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from protocols.egress import Egress, Moved, Reconciliation
 from tapestryd.errors import DiskFull
+from tapestryd.host import policy
 from tapestryd.host.balance import balance
 from tapestryd.host.connections import Connections, Interfaces, Traffic
 from tapestryd.host.files import write
@@ -52,9 +55,12 @@ class Bookkeeper:
         self._closing = asyncio.Event()
         self._watch: _Watch | None = None
         self._unwatched = _NO_RUN
+        self._month: policy.Moved | None = None
+        self._since_then = 0
 
     def count(self, kind: str, peer: str, sent: int, received: int) -> None:
         self._tallies.add(kind, peer, sent, received)
+        self._since_then += sent + received
         if self._watch:
             self._watch.payload.add(kind, peer, Moved(sent, received))
 
@@ -62,6 +68,11 @@ class Bookkeeper:
         """They are about to: what the control API answers on each is counted under its name."""
         for name, listener in listeners.items():
             listener.count = partial(self._tallies.add, _API, name)
+
+    @property
+    def month(self) -> policy.Moved | None:
+        """Both ways, with peers, in this month (UTC); None: nobody has added it up yet."""
+        return self._month and replace(self._month, bytes=self._month.bytes + self._since_then)
 
     async def run(self) -> None:
         """Look and write, until closed. The first page says that a daemon began."""
@@ -125,11 +136,19 @@ class Bookkeeper:
             now_ms = self._now_ms()
             pages = self._tallies.pages(now_ms, closing=closing)
             try:
+                await self._turn_to(policy.month_of(now_ms / 1000, UTC), now_ms, pages)
                 await asyncio.to_thread(_write, pages)
                 self._tallies.written(pages)
                 await asyncio.to_thread(self._tallies.fold, now_ms)
             except (DiskFull, OSError) as error:
                 log.error("what was sent and received is counted, but would not survive a restart: %s", error)
+
+    async def _turn_to(self, month: str, now_ms: int, pages: dict[Path, Page]) -> None:
+        """What the files hold of it, and `pages`, made just now; the rest is counted on from here."""
+        if self._month is None or self._month.month != month:
+            self._since_then = 0
+            moved = sum(_with_peers(await asyncio.to_thread(self._tallies.month, month, now_ms, pages)).by_kind().values(), Moved())
+            self._month = policy.Moved(month, moved.sent + moved.received)
 
     async def show(self, since_ms: int) -> Egress:
         """What moved since then, or a little longer: since the hour or the day that it lies in began."""
@@ -138,8 +157,7 @@ class Bookkeeper:
             now_ms = self._now_ms()
             page = await asyncio.to_thread(self._tallies.since, since_ms, now_ms, self._tallies.pages(now_ms))
         watch = self._watch if self._watch and self._watch.p2pd else None
-        tally = Tally()
-        tally.merge({kind: peers for kind, peers in page.moved.items() if kind != _API})
+        tally = _with_peers(page)
         by_kind = tally.by_kind()
         return Egress(
             since_ms=page.from_ms,
@@ -203,6 +221,12 @@ class _Watch:
             connections=self._connections.count,
             cut=self._connections.cut + self._kernel.missed,
         )
+
+
+def _with_peers(page: Page) -> Tally:
+    tally = Tally()
+    tally.merge({kind: peers for kind, peers in page.moved.items() if kind != _API})
+    return tally
 
 
 def _write(pages: Mapping[Path, Page]) -> None:

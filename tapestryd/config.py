@@ -34,8 +34,9 @@ class Network:
     `max_serve_bytes`: a second, to all who catch up from us together; 0: no limit. Rounds are never held back by it.
     `max_upload_bytes`, `max_download_bytes`: a second on the wire, of everything; 0: no limit. Lower leaves the line to others;
     a round whose vectors do not get through in its average window is lost to us. `lan_exempt`: private networks do not count.
-    `transfer_cap_bytes`: a calendar month, both ways; then nothing is trained until the next. 0: none. `metered`: pause | run,
-    while NetworkManager says that the network costs by the byte."""
+    `transfer_cap_bytes`: a calendar month (UTC), both ways, with all peers, as `tapestry audit` counts it: some percent less than on
+    the wire; then nothing is trained until the next. 0: none. `metered`: pause | run, while NetworkManager says that the network costs
+    by the byte."""
 
     listen: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/31700", "/ip6/::/tcp/31700")
     announce: tuple[str, ...] = ()

@@ -111,7 +111,7 @@ class Daemon:
             self._door = Doorkeeper(self.config.trust, self._state, now_ms)
             self._books = Bookkeeper(self._state.path / "egress", now_ms)
             self.contacts = Contacts(self._state, lambda: self.config, lambda: self.session)
-            self._pauses = Pauses(self.config, self._state, lambda: now_ms() / 1000, self._busy, self._hold)
+            self._pauses = Pauses(self.config, self._state, lambda: now_ms() / 1000, self._busy, lambda: self._books.month, self._hold)
             self._watch = Watch(self.status, now_ms, per_peer=self.config.metrics.per_peer)
             self._inbox = Inbox(self._state.path / "founded", lambda: self.config.storage.min_free_bytes)
             answers = Answers(self, self._watch, self._inbox)

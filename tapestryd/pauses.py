@@ -13,7 +13,7 @@ from protocols import control
 from protocols.rounds import Haste, Held
 from tapestryd.config import DaemonConfig
 from tapestryd.errors import DiskFull, StateFault
-from tapestryd.host.policy import Hold, Policy, Readings, Reason, Verdict
+from tapestryd.host.policy import Hold, Moved, Policy, Readings, Reason, Verdict
 from tapestryd.host.state import StateDir
 from tapestryd.host.will import Mode, Will
 from tapestryd.screen import duration
@@ -26,14 +26,15 @@ METERED_S = 900.0
 
 
 class Pauses:
-    """`busy()`: a round is at hand, local steps included. `hold` is told what the Member is to be told."""
+    """`busy()`: a round is at hand, local steps included. `moved()`: bytes of this month. `hold` is told what the Member is to be told."""
 
     def __init__(
-        self, config: DaemonConfig, state: StateDir, now_s: Callable[[], float], busy: Callable[[], bool], hold: Callable[[Held], None]
+        self, config: DaemonConfig, state: StateDir, now_s: Callable[[], float], busy: Callable[[], bool],
+        moved: Callable[[], Moved | None], hold: Callable[[Held], None],
     ) -> None:  # fmt: skip
         self.amend(config)
         self._state = state
-        self._now_s, self._busy, self._hold = now_s, busy, hold
+        self._now_s, self._busy, self._moved, self._hold = now_s, busy, moved, hold
         self._will = self._written = state.will()
         self._writing = asyncio.Lock()
         self._verdict = Verdict()
@@ -48,7 +49,10 @@ class Pauses:
 
     def amend(self, config: DaemonConfig) -> None:
         """Another policy from the next look on."""
-        self._policy = Policy(metered=config.network.metered, min_free_bytes=config.storage.min_free_bytes)
+        network = config.network
+        self._policy = Policy(
+            metered=network.metered, transfer_cap_bytes=network.transfer_cap_bytes, min_free_bytes=config.storage.min_free_bytes
+        )
 
     async def run(self) -> None:
         said = ""
@@ -69,7 +73,7 @@ class Pauses:
         if not self._busy():
             self._will = self._will.round_over()
         metered = self._metered if now_s < self._metered_s + METERED_S else None
-        readings = Readings(metered=metered, free_bytes=shutil.disk_usage(self._state.path).free)
+        readings = Readings(metered=metered, free_bytes=shutil.disk_usage(self._state.path).free, moved=self._moved())
         self._verdict = self._policy.decide(now_s, readings, self._verdict.memory)
         holds = sorted((*self._verdict.holds, *self._there), key=lambda hold: list(Reason).index(hold.reason))
         self._holds = self._will.judge(holds)

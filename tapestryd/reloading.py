@@ -20,6 +20,8 @@ LIVE = frozenset(
         "network.max_upload",
         "network.max_download",
         "network.lan_exempt",
+        "network.transfer_cap",
+        "network.metered",
         "log.level",
         "storage.min_free",
         "trust.score_disconnect",

@@ -5,6 +5,7 @@ import json
 import os
 import socket
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,10 @@ import pytest
 from protocols.egress import Moved
 from tapestryd import bookkeeper
 from tapestryd.bookkeeper import Bookkeeper
+from tapestryd.host import policy
 from tapestryd.host.clock import now_ms
 from tapestryd.host.kernel import Endpoint
+from tapestryd.host.tallies import Page
 from tests.living import Peer
 from tests.swarm.rooms import go
 
@@ -123,6 +126,54 @@ def test_a_full_disk_is_said_and_costs_no_count(tmp_path: Path, monkeypatch: pyt
         assert json.loads(page.read_bytes())["moved"] == {"delta": {"ada": {"sent": 1, "received": 2}}}
 
     go(work)
+
+
+def test_the_months_bytes_are_counted_over_restarts_and_begin_anew(tmp_path: Path) -> None:
+    async def work() -> None:
+        at = datetime(2026, 11, 30, 23, 30, tzinfo=UTC)
+
+        def books() -> Bookkeeper:
+            return Bookkeeper(tmp_path / "egress", lambda: int(at.timestamp() * 1000))
+
+        one = books()
+        one.count("delta", "ada", 100, 20)
+        one.serves({"socket": (listener := Listener())})
+        listener.count(7, 7)
+        assert one.month is None
+        await one._keep()
+        one.count("mean", "ada", 0, 3)
+        assert one.month == policy.Moved("2026-11", 123)
+        await one.close()
+        two = books()
+        await two._keep()
+        assert two.month == policy.Moved("2026-11", 123)
+        two.count("delta", "ben", 1, 0)
+        assert two.month == policy.Moved("2026-11", 124)
+        at += timedelta(hours=1)
+        await two._keep()
+        two.count("delta", "ben", 5, 0)
+        assert two.month == policy.Moved("2026-12", 5)
+        at -= timedelta(hours=1)  # a clock that is set back
+        await two._keep()
+        assert two.month == policy.Moved("2026-11", 124)
+
+    go(work)
+
+
+def test_a_month_whose_bytes_are_used_up_holds_training_also_after_a_restart(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("enough\n")
+    peer = Peer(tmp_path / "aspen", [tmp_path / "text"], environment={"TAPESTRY_NETWORK__TRANSFER_CAP": "1 KiB"})
+    month = f"{datetime.now(UTC):%Y-%m}"
+    egress = peer.folder / "state" / "egress"
+    egress.mkdir(mode=0o700, parents=True)
+    page = Page(now_ms() - 2000, now_ms() - 1000, now_ms() - 1000, (), {"delta": {"ada": Moved(1000, 24)}})
+    (egress / f"{month}-01.json").write_bytes(page.to_bytes())
+    try:
+        peer.start()
+        held = peer.wait("the cap", lambda s: s["policy"]["holds"], _START_S)["policy"]["holds"]
+        assert [hold["reason"] for hold in held] == ["transfer_cap"]
+    finally:
+        peer.end()
 
 
 def test_a_daemon_that_was_killed_leaves_a_gap_and_one_that_ended_does_not(tmp_path: Path) -> None:

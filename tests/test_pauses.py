@@ -3,14 +3,15 @@
 import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from protocols.rounds import Haste, Held
-from tapestryd.config import DaemonConfig, Node, Storage
+from tapestryd.config import DaemonConfig, Network, Node, Storage
 from tapestryd.errors import StateFault
-from tapestryd.host.policy import Hold, Reason
+from tapestryd.host.policy import Hold, Moved, Reason
 from tapestryd.host.state import StateDir
 from tapestryd.host.will import Mode, Will
 from tapestryd.pauses import Pauses
@@ -25,13 +26,14 @@ class Desk:
     def __init__(self, folder: Path) -> None:
         self.now_s = 1_795_780_800.0
         self.busy = False
+        self.moved: Moved | None = None
         self.told: list[Held] = []
         self.config = replace(DaemonConfig(), node=Node(state_dir=folder), storage=Storage(min_free_bytes=0))
         self.state = StateDir(folder)
         self.pauses = self.begin()
 
     def begin(self) -> Pauses:
-        return Pauses(self.config, self.state, lambda: self.now_s, lambda: self.busy, self.told.append)
+        return Pauses(self.config, self.state, lambda: self.now_s, lambda: self.busy, lambda: self.moved, self.told.append)
 
     def restart(self) -> None:
         self.told.clear()
@@ -179,6 +181,25 @@ def test_of_several_desktops_the_latest_input_counts(desk: Desk) -> None:
     desk.now_s += 100
     desk.pauses.active(1.0, None)
     assert desk.pauses.input_s == desk.now_s - 1
+
+
+def test_the_months_bytes_hold_until_the_next_month_or_a_larger_cap(desk: Desk) -> None:
+    desk.config = replace(desk.config, network=Network(transfer_cap_bytes=100))
+    desk.pauses = desk.begin()
+    for bytes in (None, 99, 100):
+        desk.moved = None if bytes is None else Moved("2026-11", bytes)
+        desk.pauses.look()
+    capped = Held(("transfer_cap",), Haste.STEPS)
+    assert desk.told == [capped]
+    asyncio.run(desk.pauses.choose(Mode.ALWAYS, None))
+    month_s = datetime(2026, 12, 1, tzinfo=UTC).timestamp() - desk.now_s
+    assert desk.pauses.status().holds[0].left_s == desk.pauses.status().changes_in_s == month_s
+    desk.pauses.amend(replace(desk.config, network=Network(transfer_cap_bytes=101)))
+    desk.pauses.look()
+    assert desk.told == [capped, FREE]
+    desk.pauses.amend(desk.config)
+    desk.later(month_s)
+    assert desk.told == [capped, FREE]
 
 
 def full(*_: object) -> None:

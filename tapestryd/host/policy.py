@@ -52,7 +52,7 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """Bytes in both directions in a calendar month ("2026-11") of local time."""
+    """Bytes in both directions in a calendar month ("2026-11") of the zone that is decided by."""
 
     month: str
     bytes: int

@@ -88,7 +88,7 @@ class Page:
 
 
 class Tallies:
-    """`since` and `fold`, which take their time with the disk, may be called from another thread than the rest, one at a time."""
+    """`since`, `month` and `fold`, which take their time with the disk, may be called from another thread than the rest, one at a time."""
 
     def __init__(self, folder: Path, now_ms: int) -> None:
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -147,8 +147,16 @@ class Tallies:
 
     def since(self, since_ms: int, now_ms: int, pages: dict[Path, Page]) -> Page:
         """What moved since then, or since the beginning of the hour or day that it lies in. `pages`: what is on no disk yet."""
-        known = {path: page for path in self._files() if (page := pages.get(path) or self._read(path))} | pages
+        known = self._known(pages)
         return Page.of((known[path] for path in sorted(known) if known[path].until_ms >= since_ms), now_ms)
+
+    def month(self, month: str, now_ms: int, pages: dict[Path, Page]) -> Page:
+        """What moved in "2026-07" (UTC)."""
+        known = self._known(pages)
+        return Page.of((known[path] for path in sorted(known) if path.name.startswith(month)), now_ms)
+
+    def _known(self, pages: dict[Path, Page]) -> dict[Path, Page]:
+        return {path: page for path in self._files() if (page := pages.get(path) or self._read(path))} | pages
 
     def fold(self, now_ms: int) -> None:
         """Make days of the hours that are older than HOURS, and forget days beyond DAYS. Only when all is written. Raises DiskFull
