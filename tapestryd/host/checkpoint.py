@@ -71,6 +71,8 @@ class Checkpoint:
                 raise ValueError("it is of another run or another version")
             restore(state)
             return True
+        except (MemoryError, torch.OutOfMemoryError):
+            raise  # another program's doing, more likely than not: the next start may have room
         except Exception as error:  # damaged in any way at all: the Shared Base is the way on
             log.warning("%s cannot be used (%s): set aside, training starts from the Shared Base", self._file, error)
             self.set_aside()

@@ -51,6 +51,21 @@ def test_a_flipped_bit_is_set_aside(where: float, tmp_path: Path, caplog: pytest
     assert read(checkpoint) is not None
 
 
+@pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError])
+def test_no_room_for_it_now_is_no_damage(error: type[Exception], tmp_path: Path) -> None:
+    checkpoint = opened(tmp_path)
+    checkpoint.save({"n": 1})
+
+    def restore(state: dict[str, Any]) -> None:
+        raise error
+
+    with pytest.raises(error):
+        checkpoint.load(restore)
+    found = read(checkpoint)
+    assert found is not None
+    assert found["n"] == 1
+
+
 @pytest.mark.parametrize("size", [0, 10, 32, 500])
 def test_a_short_file_is_set_aside(size: int, tmp_path: Path) -> None:
     checkpoint = opened(tmp_path)
