@@ -91,10 +91,10 @@ def test_cards_and_processors_train_one_base(swarm: list[Peer], tmp_path: Path) 
 
 
 def test_a_card_too_small_is_one_sentence(tmp_path: Path, swarm: list[Peer]) -> None:
-    """The batch does not fit: the trainer says so, and the daemon lives."""
+    """Not even one window fits, for what it says of a million tokens: the trainer says so, and the daemon lives."""
     one = swarm[0]
-    config = {**CONFIG, "max_position_embeddings": 16_384}
-    toml = found(tmp_path / "founder", "--train", "3", "--average", "3", "--sequences", "8192", "--tokens", "16384", config=config)
+    config = {**CONFIG, "max_position_embeddings": 65_536, "vocab_size": 1_000_000, "tie_word_embeddings": True}
+    toml = found(tmp_path / "founder", "--train", "3", "--average", "3", "--sequences", "2", "--tokens", "65536", config=config)
     one.start(str(toml))
     one.wait("its sentence", lambda s: any("not enough memory" in said for said in s["health"]), 150)
     assert "out of memory" in one.log()

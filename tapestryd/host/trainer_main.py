@@ -236,8 +236,8 @@ def _explain(error: Exception) -> tuple[Code, str]:
     if isinstance(error, Refused):
         return Code.CHANNEL, error.detail
     text = " ".join(str(error).split())
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
-        return Code.MEMORY, f"out of memory; a smaller model or batch, or another device is needed ({text[:200]})"
+    if isinstance(error, MemoryError) or any(words in text for words in ("out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED")):
+        return Code.MEMORY, f"out of memory; other programs must make room, or another compute.device is needed ({text[:200]})"
     if type(error).__name__ == "AcceleratorError" or "CUDA error" in text:
         return Code.DEVICE, text[:500]
     return Code.INTERNAL, "a bug:\n" + "".join(traceback.format_exception(error))

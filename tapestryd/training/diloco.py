@@ -50,6 +50,8 @@ class Replica:
         """Batches drawn so far."""
         self._model, self._layout, self._inner, self._text, self._where, self._seed = model, layout, inner, text, where, seed
         self._parameters = list(model.parameters())
+        self._windows = inner.sequences
+        """So many at a time: half as many whenever the device's memory was too small for them."""
 
     def step(self, height: int) -> float | None:
         """One local step at the learning rate of `height` → loss before it, in nats per token; nan when loss or gradient was not
@@ -61,7 +63,10 @@ class Replica:
         if value is None:
             return None
         self.counter += 1
-        return value if math.isfinite(value) and self.optimizer.step(height) else math.nan
+        if math.isfinite(value):
+            return value if self.optimizer.step(height) else math.nan
+        self.optimizer.drop()
+        return math.nan
 
     @property
     def fresh(self) -> bool:
@@ -71,10 +76,7 @@ class Replica:
     def _gradient(self) -> float | None:
         if isinstance(self._text, Private):
             return self._text.gradient(self._parameters, lambda ids: self._loss(ids, None))
-        loss = self._loss(self._text.batch(self.counter, self._inner.sequences), None)
-        if math.isfinite(value := loss.item()):
-            loss.backward()  # type: ignore[no-untyped-call]
-        return value
+        return self._mean(self._text.batch(self.counter, self._inner.sequences), None)
 
     def delta(self, fragment: int) -> Tensor:
         """theta - local of one fragment, or ALL_FRAGMENTS → new (fragment's size,) float32 on the device."""
@@ -108,7 +110,7 @@ class Replica:
         with torch.no_grad():
             for batch in torch.split(windows, self._inner.sequences):
                 targets = batch[:, 1:].numel()
-                total += self._loss(batch, parameters).item() * targets
+                total += self._mean(batch, parameters) * targets
                 seen += targets
         return total / seen, seen
 
@@ -131,6 +133,28 @@ class Replica:
 
     def _part(self, fragment: int) -> slice:
         return slice(None) if fragment == ALL_FRAGMENTS else slice(*self._layout.bounds[fragment])
+
+    def _mean(self, batch: Tensor, parameters: dict[str, Tensor] | None) -> float:
+        """`_loss` of a batch; without `parameters` its gradient, too, unless that loss is not finite. In pieces, if it has to be."""
+        while True:
+            try:
+                return self._in_pieces(batch, parameters)
+            except torch.OutOfMemoryError:
+                if self._windows == 1:
+                    raise
+            self._windows = (self._windows + 1) // 2  # out here nothing of the attempt is held any more
+            self.optimizer.drop()
+
+    def _in_pieces(self, batch: Tensor, parameters: dict[str, Tensor] | None) -> float:
+        total = 0.0
+        for piece in torch.split(batch, self._windows):
+            loss = self._loss(piece, parameters) * (len(piece) / len(batch))
+            total += loss.item()
+            if not math.isfinite(total):
+                break
+            if parameters is None:
+                loss.backward()  # type: ignore[no-untyped-call]
+        return total
 
     def _loss(self, batch: Tensor, parameters: dict[str, Tensor] | None) -> Tensor:
         """batch (b, t + 1) int64 → mean cross-entropy over b * t targets; `parameters` in place of the model's own."""

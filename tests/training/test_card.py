@@ -161,3 +161,20 @@ def test_out_of_memory_is_an_error_of_torchs_own() -> None:
     """What the trainer's sentence for it goes by."""
     with pytest.raises(torch.OutOfMemoryError):
         torch.empty(1 << 42, dtype=torch.uint8, device=CARD)
+
+
+def test_a_batch_too_large_for_the_card_is_taken_in_pieces(corpus: Corpus) -> None:
+    """2,048 windows, in what a few hundred of them take."""
+    _, total = torch.cuda.mem_get_info()
+    found = []
+    for room in (total, 192 << 20):
+        torch.cuda.empty_cache()
+        torch.cuda.set_per_process_memory_fraction(min(1.0, (torch.cuda.memory_reserved() + room) / total))
+        try:
+            _, made, layout = built()
+            ours = Replica(made, layout, replace(INNER, sequences=2048), corpus, where=Where(CARD, False), seed=0)
+            found.append([ours.step(height) for height in range(3)])
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0)
+    assert ours._windows < 2048
+    assert found[1] == pytest.approx(found[0], rel=1e-3)

@@ -117,6 +117,33 @@ def test_a_step_that_is_not_finite_is_skipped(corpus: Corpus) -> None:
     assert math.isfinite(ours.step(2))
 
 
+@pytest.mark.parametrize("room", [[3], [1], [4, 4, 2, 2, 2, 1]])
+def test_a_batch_that_memory_is_too_small_for_is_taken_in_pieces(room: list[int], corpus: Corpus) -> None:
+    """`room`: for so many windows at each forward pass, for the last number from then on. The same gradients come of it."""
+    left = list(room)
+
+    def full(model: torch.nn.Module, given: tuple[()], named: dict[str, torch.Tensor]) -> None:
+        if len(named["input_ids"]) > (left.pop(0) if len(left) > 1 else left[0]):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    ours, tight = replica(corpus, "qwen2"), replica(corpus, "qwen2")
+    tight._model.register_forward_pre_hook(full, with_kwargs=True)
+    assert tight.evaluate(2000) == pytest.approx(ours.evaluate(2000), rel=1e-5)
+    for height in range(4):
+        assert tight.step(height) == pytest.approx(ours.step(height), rel=1e-5)
+    torch.testing.assert_close(tight.delta(ALL_FRAGMENTS), ours.delta(ALL_FRAGMENTS), rtol=1e-3, atol=1e-6)
+
+
+def test_memory_that_is_too_small_for_one_window_is_an_error(corpus: Corpus) -> None:
+    def full(model: torch.nn.Module, given: tuple[()]) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    ours = replica(corpus)
+    ours._model.register_forward_pre_hook(full)
+    with pytest.raises(torch.OutOfMemoryError):
+        ours.step(0)
+
+
 @pytest.mark.parametrize(
     "damage",
     [
