@@ -9,10 +9,11 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from pathlib import Path
 from socket import socket
+from typing import Any
 
 from protocols import limits
 from protocols.control import Ban, Certificate, Reloaded, Setting, Status, Story
@@ -127,10 +128,10 @@ class Daemon:
                 loop.add_signal_handler(number, self._stopping.set)
             loop.add_signal_handler(signal.SIGUSR1, self.logs.toggle_debug)
             loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(self._heard_hup()))
-            says = asyncio.create_task(self._say())
-            counts = asyncio.create_task(self._count())
+            says = self._beside(self._say())
+            counts = self._beside(self._books.run())
             self._pauses.look()
-            pauses = asyncio.create_task(self._pauses.run())
+            pauses = self._beside(self._pauses.run())
             try:
                 await self._resume_run()
                 self._notifier.ready()
@@ -176,11 +177,16 @@ class Daemon:
         finally:
             watchdog.cancel()
 
-    async def _count(self) -> None:
-        try:
-            await self._books.run()
-        except Exception as error:
-            self._fail(error)
+    def _beside(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        """Run `work` beside everything else; what it cannot handle ends the daemon, loudly."""
+
+        async def guarded() -> None:
+            try:
+                await work
+            except Exception as error:
+                self._fail(error)
+
+        return asyncio.create_task(guarded())
 
     async def _resume_run(self) -> None:
         """The run of the configuration, else the one that we were in."""
@@ -222,7 +228,7 @@ class Daemon:
         self.session.hold(self._pauses.held)
         if self.config.trainer.enabled:
             self._data_side = DataSide(self.config.trainer.socket, self._around, self._seen)
-            self._seeing = asyncio.create_task(self._data_side.run())
+            self._seeing = self._beside(self._data_side.run())
         await self.session.start()
         return invite.run_id
 

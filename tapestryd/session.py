@@ -262,6 +262,13 @@ class Session:
             self.feed(held)
 
     def feed(self, event: rounds.Event) -> None:
+        """Whoever calls: a task of ours, the loop's timer, the trainer's channel. Half of an event's effects are no state to go on from."""
+        try:
+            self._handle(event)
+        except Exception as error:
+            self._failed(error)
+
+    def _handle(self, event: rounds.Event) -> None:
         member = self.member
         assert member is not None
         was = member.state

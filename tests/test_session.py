@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from protocols import limits
-from protocols.rounds import CatchUpFailed, Event, Haste, Held, Hindered
+from protocols.rounds import CatchUpFailed, Event, Failed, Haste, Held, Hindered, State
 from tapestryd import arrival
 from tapestryd import session as session_module
 from tapestryd.config import DaemonConfig, TrainerChoice
@@ -195,5 +195,26 @@ def test_a_presence_is_published_anew_in_a_third_of_its_time(tmp_path: Path, mon
 
             await until(enough)
             assert min(then - now for now, then in itertools.pairwise(at[2:])) < limits.PRESENCE_MS / 3000  # looks are 0.75 s apart
+
+    go(work)
+
+
+def test_an_event_that_cannot_be_dealt_with_ends_the_session(tmp_path: Path) -> None:
+    """Also where the loop's timer brought it: an error there would only be logged, with half of the effects done."""
+
+    async def work() -> None:
+        line = Line.begin()
+        store = begin(line, tmp_path / "here")
+        async with session(PEOPLE[0], tmp_path, store, ends=f"[Errno 21] Is a directory: '{store.path / 'rounds.jsonl'}'") as here:
+            await begun(here)
+            assert here.member
+            here.member.state, here.member.round = State.STOPPING, 0
+            (store.path / "rounds.jsonl").mkdir()
+            asyncio.get_running_loop().call_soon(here.feed, Failed(0, "withheld"))
+
+            async def over() -> bool:
+                return here.member is not None and here.member.state is State.JOINING
+
+            await until(over)
 
     go(work)
