@@ -33,6 +33,7 @@ from protocols.trainer import (
     Train,
     pack,
 )
+from tapestryd.host import trainer_main
 from tapestryd.host.datasets import declare
 from tapestryd.host.manifest import Manifest
 from tapestryd.training.model import bytes_tokenizer
@@ -415,3 +416,19 @@ def test_two_trainers_do_not_share_a_checkpoint(home: Home, daemons: list[Daemon
     first.send(Quit())
     assert first.end() == 0
     second.next(Ready)
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        ("CUDA out of memory. Tried to allocate 2.00 GiB.", Code.MEMORY),
+        ("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported", Code.MEMORY),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", Code.MEMORY),
+        ("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory", Code.MEMORY),
+        ("CUDA error: unspecified launch failure", Code.DEVICE),
+        ("mat1 and mat2 shapes cannot be multiplied", Code.INTERNAL),
+    ],
+)
+def test_what_a_device_says_has_its_code(said: str, code: Code) -> None:
+    """A full card is noticed by whoever wants memory first: torch's allocator, a library, or the driver."""
+    assert trainer_main._explain(RuntimeError(said))[0] == code
