@@ -36,7 +36,9 @@ def parser() -> argparse.ArgumentParser:
         help="Hugging Face model folder, or a config to initialise from --seed",
     )
     p.add_argument(
-        "--tokenizer", metavar="bytes|tokenizer.json", help="default: the model folder's tokenizer.json, or bytes where it has none"
+        "--tokenizer",
+        metavar="bytes|tokenizer.json",
+        help="default: the model folder's tokenizer.json; bytes, where there are no weights either",
     )
     p.add_argument("--name", required=True, help="public name of the run, 1 to 64 characters")
     p.add_argument("--seed", type=whole(0, (1 << 63) - 1), default=0, help="of the initialisation, if there are no weights")
@@ -93,14 +95,16 @@ def found(arguments: argparse.Namespace) -> RunRules:
     if not source.exists():
         raise ConfigFault(f"--model {source}: no such file or folder")
     config = models.read_config(source)
-    weights = source.is_dir() and any(source.glob("*.safetensors*"))
+    weights = source.is_dir() and models.weighted(source)
+    beside = source / "tokenizer.json"
+    if weights and not arguments.tokenizer and not beside.exists():
+        raise ConfigFault(f"{beside} is missing; name the tokenizer that the weights were trained with: --tokenizer")
     network = models.load(source) if weights else models.fresh(config, arguments.seed)
     tensors = tuple(vector.tensors(network))
-    beside = source / "tokenizer.json"
     named = arguments.tokenizer or (str(beside) if beside.exists() else "bytes")
     tokenizer = b"" if named == "bytes" else _read(Path(named))
     try:
-        words = Bytes() if named == "bytes" else FromJson(tokenizer, None)
+        words = Bytes() if named == "bytes" else FromJson(tokenizer, models.end_of(config))
     except TokenizerFault as fault:
         raise ConfigFault(f"{named}: {fault}") from None
     models.fits(network, words.size, arguments.tokens)

@@ -3,8 +3,10 @@
 import json
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tokenizers
 
 from protocols.rules import Averaging, Codec, RunRules
 from tapestryd.errors import ConfigFault
@@ -13,8 +15,8 @@ from tapestryd.host.state import StateDir
 from tests.living import CONFIG
 
 
-def founded(folder: Path, *options: str) -> RunRules:
-    (folder / "config.json").write_text(json.dumps(CONFIG))
+def founded(folder: Path, *options: str, config: dict[str, Any] = CONFIG) -> RunRules:
+    (folder / "config.json").write_text(json.dumps(config))
     words = [str(folder / "run"), "--model", str(folder / "config.json"), "--name", "test", "--tokens", "128", *options]
     made = found(parser().parse_args(words))
     assert RunRules.from_toml((folder / "run" / "run.toml").read_text()) == made
@@ -64,6 +66,32 @@ def test_what_cannot_be_founded_is_one_sentence(
         code = usage.code
     assert code in (1, 2)
     assert sentence in capsys.readouterr().err
+
+
+def test_weights_of_another_format_are_not_passed_over(tmp_path: Path) -> None:
+    """A run from a random model instead would be a surprise."""
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ConfigFault, match=r"no \*\.safetensors; pickled weights"):
+        founded(tmp_path, "--model", str(tmp_path))
+
+
+def test_weights_need_the_tokenizer_that_they_were_trained_with(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ConfigFault, match=r"tokenizer\.json is missing"):
+        founded(tmp_path, "--model", str(tmp_path))
+
+
+def test_the_end_of_a_document_is_the_configurations(tmp_path: Path) -> None:
+    """As every trainer takes it: an id that nobody could guess, or one that the tokenizer does not have."""
+    words = tokenizers.Tokenizer(tokenizers.models.BPE(vocab={"a": 0, "the end": 1}, merges=[]))
+    words.save(str(tmp_path / "words.json"))
+    tokenizer = ("--tokenizer", str(tmp_path / "words.json"))
+    with pytest.raises(ConfigFault, match="no end-of-document token"):
+        founded(tmp_path, *tokenizer)
+    with pytest.raises(ConfigFault, match="no end-of-document token"):
+        founded(tmp_path, *tokenizer, config=CONFIG | {"eos_token_id": 2})
+    assert founded(tmp_path, *tokenizer, config=CONFIG | {"eos_token_id": 1}).tokenizer.kind == "file"
 
 
 def test_a_folder_that_may_not_be_made_is_said_before_the_model_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

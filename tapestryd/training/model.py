@@ -23,11 +23,16 @@ from tapestryd.errors import ConfigFault, StateFault
 from tapestryd.training.text import END
 from tapestryd.training.vector import bind
 
+log = logging.getLogger(__name__)
+
 _END_TEXT = "<|endoftext|>"
 
 _DROPPED = ("auto_map", "dtype", "torch_dtype", "transformers_version", "architectures", "trust_remote_code", "quantization_config")
 """Keys that do not describe the arithmetic. Names beginning with _ and attention choices (which may name a
 kernel to download) go too: transformers then takes torch's fused attention, or the plain one where that is unsupported."""
+
+
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
 
 
 def read_config(path: Path | str) -> str:
@@ -74,8 +79,15 @@ def fresh(config: str, seed: int) -> nn.Module:
         return build(config)
 
 
+def weighted(folder: Path) -> bool:
+    """Whether there are weights in it, of any format: also of one that `load` refuses."""
+    return any(file.name.endswith(_WEIGHTS) for file in folder.iterdir())
+
+
 def load(path: Path | str) -> nn.Module:
-    """A local Hugging Face folder with safetensors → float32 model. Raises ConfigFault: missing folder, file, shard or tensor."""
+    """A local Hugging Face folder with safetensors → float32 model. What it holds that is not of the model is left out, with a
+    warning. Raises ConfigFault: missing folder, file, shard or tensor; numbers that are not finite; a state beside the parameters that a
+    fresh model does not have (the bias by which some route to experts): no run could carry it."""
     path = Path(path)
     config = json.loads(read_config(path))
     if not any(path.glob("*.safetensors")):
@@ -97,7 +109,21 @@ def load(path: Path | str) -> nn.Module:
     absent = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     if absent:
         raise ConfigFault(f"{path}: {len(absent)} tensors are missing or of another shape, the first is {absent[0]}")
-    return _full(model)
+    if strange := sorted(report["unexpected_keys"]):
+        log.warning(
+            "%s: %d tensors are not of the model that config.json describes: left out; the first is %s", path, len(strange), strange[0]
+        )
+    full = _full(model)
+    held = full.state_dict()
+    for name, tensor in held.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise ConfigFault(f"{path}: {name} holds numbers that are not finite; the checkpoint is damaged, or its training diverged")
+    buffers = [name for name, _ in full.named_buffers() if name in held]
+    usual = build(json.dumps(config)).state_dict() if buffers else {}
+    for name in buffers:
+        if not torch.equal(held[name], usual[name]):
+            raise ConfigFault(f"{path}: {name} is no parameter, and not what a fresh model has; only parameters are trained and averaged")
+    return full
 
 
 def export(out_dir: Path | str, *, config: str, theta: Tensor, layout: Layout, tokenizer: Path | None, card: str) -> None:

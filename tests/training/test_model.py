@@ -1,11 +1,13 @@
 """Hugging Face configurations and checkpoints: real tiny architectures, made here."""
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tapestryd.errors import ConfigFault, StateFault
@@ -119,3 +121,36 @@ def test_a_folder_that_is_no_checkpoint_is_a_sentence(exported: Path, tmp_path: 
     (exported / "config.json").write_text(json.dumps(deeper))
     with pytest.raises(ConfigFault, match="tensors are missing"):
         model.load(exported)
+
+
+def test_tensors_that_the_configuration_has_no_place_for_are_said(exported: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As where it says fewer layers than there are."""
+    shallower = json.loads((exported / "config.json").read_text()) | {"num_hidden_layers": 1}
+    (exported / "config.json").write_text(json.dumps(shallower))
+    with caplog.at_level(logging.WARNING):
+        model.load(exported)
+    assert "9 tensors are not of the model that config.json describes: left out; the first is model.layers.1." in caplog.text
+
+
+def test_weights_that_are_not_finite_are_a_sentence(exported: Path) -> None:
+    tensors = load_file(exported / "model.safetensors")
+    tensors["model.norm.weight"][3] = float("nan")
+    save_file(tensors, exported / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ConfigFault, match=r"model\.norm\.weight holds numbers that are not finite"):
+        model.load(exported)
+
+
+def test_a_state_that_no_run_could_carry_is_a_sentence(tmp_path: Path) -> None:
+    """DeepSeek's bias by which tokens are sent to experts is not learned from gradients: a buffer."""
+    config = json.dumps(CONFIGS["llama"] | {
+        "model_type": "deepseek_v3", "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "n_group": 1,
+        "topk_group": 1, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16,
+        "first_k_dense_replace": 1,
+    })  # fmt: skip
+    made = model.fresh(config, 0)
+    made.save_pretrained(tmp_path)  # type: ignore[operator]
+    model.load(tmp_path)
+    made.get_buffer("model.layers.1.mlp.gate.e_score_correction_bias")[2] = 0.5
+    made.save_pretrained(tmp_path)  # type: ignore[operator]
+    with pytest.raises(ConfigFault, match="e_score_correction_bias is no parameter"):
+        model.load(tmp_path)
