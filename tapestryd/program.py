@@ -16,6 +16,9 @@ from tapestryd.errors import ConfigFault, LocalFault, NotAllowed, NotRunning
 def ended(work: Callable[[], int], name: str = "") -> int:
     """`work`'s exit code, or that of what ended it (protocols/control.md). `name` goes before the sentence."""
     before = f"{name}: " if name else ""
+    if sys.stdout is None:  # closed by whoever started us
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", closefd=False)
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal without "●" gets "?"
     try:
         code = work()
         sys.stdout.flush()
@@ -26,14 +29,21 @@ def ended(work: Callable[[], int], name: str = "") -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # whoever read the output went away
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at exit
+        _say_no_more()
         return 141
     except PermissionError as error:
         print(f"{before}{error.filename}: only root and whoever it belongs to may do that; use sudo", file=sys.stderr)
         return Exit.NO_PERMISSION
     except OSError as error:
-        print(f"{before}{error.filename}: {error.strerror}", file=sys.stderr)
+        if error.filename is None:
+            _say_no_more()
+        print(f"{before}{error.filename or 'what it says cannot be written'}: {error.strerror}", file=sys.stderr)
         return Exit.FAILED
+
+
+def _say_no_more() -> None:
+    """Or Python tries, and complains, once more at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def rules_at(path: Path) -> RunRules:

@@ -376,6 +376,18 @@ def test_a_reader_that_goes_away_is_met_quietly(served: Served) -> None:
     assert (done.returncode, done.stderr) == (141, b"")
 
 
+@pytest.mark.parametrize(
+    ("into", "code", "says"),
+    [("/dev/null", 0, ""), ("/dev/full", 1, "what it says cannot be written: No space left on device\n"), ("&-", 0, "")],
+)
+@pytest.mark.parametrize("words", [["version"], ["completion", "zsh"]])
+def test_whatever_its_output_is_and_without_letters_for_it(words: list[str], into: str, code: int, says: str, tmp_path: Path) -> None:
+    environ = {"PATH": ENVIRON["PATH"], "LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    line = ["sh", "-c", f'"$@" >{into}', "sh", *COMMAND, *words, *(["--socket", str(tmp_path / "none")] if words == ["version"] else [])]
+    done = subprocess.run(line, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr.removeprefix("tapestry completion: ")) == (code, says)
+
+
 def test_a_stranger_on_the_socket(tmp_path: Path) -> None:
     """Something else than a tapestryd answers."""
     head = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"

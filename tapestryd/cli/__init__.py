@@ -34,12 +34,10 @@ EXITS = """exit codes: 0 done, 1 failed, 2 usage, 3 no daemon answers, 4 not per
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal without "●" gets "?"
     for words, module in PROGRAMS.items():
         if argv[: len(words)] == list(words):
             os.execv(sys.executable, [sys.executable, "-P", "-m", module, *argv[len(words) :]])
-    options = parser().parse_args(argv)
-    return ended(lambda: _asked(options))
+    return ended(lambda: _asked(parser().parse_args(argv)))
 
 
 def _asked(options: argparse.Namespace) -> int:
