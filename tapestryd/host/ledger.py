@@ -82,7 +82,7 @@ class Ledger:
                 self._key = self._unlock(begun=bool(files))
                 self._follow(files[-2:])
             self.write(Opened(
-                self._name, rules.min_steps, rules.min_examples, rules.delta_clip_norm, rules.delta_noise_std, rules.max_per_hour
+                self.name, rules.min_steps, rules.min_examples, rules.delta_clip_norm, rules.delta_noise_std, rules.max_per_hour
             ))  # fmt: skip
         except OSError as error:
             self.close()
@@ -146,7 +146,7 @@ class Ledger:
                 try:
                     if chain is None:
                         first = parse(data)
-                        chain = Chain(verify, number=first.number - 1, head=first.prev, key=self._name)
+                        chain = Chain(verify, number=first.number - 1, head=first.prev, key=self.name)
                     entry = chain.follow(data)
                 except Refused as refused:
                     raise LedgerFault(f"{file}: {refused.detail}; {_LOOK}") from None
@@ -202,7 +202,8 @@ class Ledger:
             self._batches[what.run, what.fragment] = what.batches
 
     @property
-    def _name(self) -> str:
+    def name(self) -> str:
+        """Of this machine's data side: its ledger's key's."""
         return peer_id(self._key.public_key().public_bytes_raw())
 
 

@@ -154,6 +154,7 @@ def _train(
     with _blame(Code.LEDGER):
         ledger = Ledger(config.checkpoint.dir / "ledger", config.release, now_ms=now_ms, waiting=alive)
         held.callback(ledger.close)
+        seed = order(config.data.seed, ledger.name)
     with _blame(Code.DATA_UNREADABLE):
         reader = Reader(tokenizer, config.data.text_field, exclusion, config.checkpoint.dir / "tokens", alive)
         files = {file: digest for dataset in found for file, digest in dataset.files.items()}
@@ -162,7 +163,7 @@ def _train(
         if private := hidden(found):  # data that is not of tier 2 is hidden along with it: one step is of all records
             text, budget = _private(config, open_records(files, reader, tokens=inner.tokens), inner.tokens, private)
         else:
-            text = open_corpus(files, reader, tokens=inner.tokens, seed=config.data.seed)
+            text = open_corpus(files, reader, tokens=inner.tokens, seed=seed)
     with _blame(Code.CONFIG):
         if text.examples < config.release.min_examples:
             raise ConfigFault(
@@ -174,7 +175,7 @@ def _train(
         fits(model, tokenizer.size, inner.tokens)
     with _blame(Code.LAYOUT):
         where = Where(choice.device, choice.precision == Precision.BF16)
-        replica = Replica(model, layout, inner, text, where=where, seed=config.data.seed)
+        replica = Replica(model, layout, inner, text, where=where, seed=seed)
     log.info("optimizer: %s", replica.optimizer.why)
     sequences = config.privacy.batch if budget else inner.sequences  # of private text never how many were drawn, but how many are expected
     choices = Choices(
@@ -184,6 +185,11 @@ def _train(
     session = Session(channel, shared, layout, replica, checkpoint, ledger, walls, budget, choices)
     channel.send(Ready(ABI, layout.elements, int(choice.kind), int(choice.precision), int(replica.optimizer.kind)))
     session.run()
+
+
+def order(seed: int, machine: str) -> int:
+    """Of text and dropout. No two machines have the same, or those that hold the same text would all learn the same of it."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {machine}".encode()).digest()[:8], "little")
 
 
 def _private(config: TrainerConfig, records: "Records", tokens: int, names: dict[str, float]) -> "tuple[Private, Budget]":

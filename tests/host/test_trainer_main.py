@@ -418,6 +418,12 @@ def test_two_trainers_do_not_share_a_checkpoint(home: Home, daemons: list[Daemon
     second.next(Ready)
 
 
+def test_machines_with_the_same_text_read_it_in_orders_of_their_own() -> None:
+    names = [f"{seed} {machine}" for seed in (0, 1, 10) for machine in ("a", "b")]
+    assert len({trainer_main.order(int(seed), machine) for seed, machine in map(str.split, names)}) == len(names)
+    assert trainer_main.order(0, "a") == trainer_main.order(0, "a") < 1 << 64
+
+
 @pytest.mark.parametrize(
     ("said", "code"),
     [
