@@ -218,13 +218,17 @@ class Daemon:
             line=self._line,
             meter=Meter(self._books.count),
         )  # fmt: skip
-        if node.peer_id != self._identity.peer_id:
+        try:
+            if node.peer_id != self._identity.peer_id:
+                raise StateFault(f"{self._identity.path}: p2pd reads another identity in it; restore it from a backup")
+            self._state.current = str(invite)
+            store = self._state.run(invite.run_id)
+            session = Session(self.config, self._identity, store, node, self.isolation, self._watch, self._keep_peers, self._fail)
+        except BaseException:
             await node.stop()
-            raise StateFault(f"{self._identity.path}: p2pd reads another identity in it; restore it from a backup")
+            raise
         self._books.joined(node.p2pd, node.connections)
-        self._state.current = str(invite)
-        store = self._state.run(invite.run_id)
-        self.session = Session(self.config, self._identity, store, node, self.isolation, self._watch, self._keep_peers, self._fail)
+        self.session = session
         self.session.hold(self._pauses.held)
         if self.config.trainer.enabled:
             self._data_side = DataSide(self.config.trainer.socket, self._around, self._seen)

@@ -162,7 +162,7 @@ def test_little_disk_left_pauses_with_a_reason(peer: Peer, toml: Path) -> None:
 @pytest.mark.root
 def test_a_full_disk_loses_nothing(peer: Peer, toml: Path, tmp_path: Path) -> None:
     """The state directory on a file system too small for a second snapshot: rounds are discarded with a reason, the daemon lives,
-    and goes on when there is room."""
+    starts again, and goes on when there is room."""
     if os.geteuid() != 0:
         pytest.skip("mounting a small file system needs root")
     state = peer.folder / "state"
@@ -179,6 +179,9 @@ def test_a_full_disk_loses_nothing(peer: Peer, toml: Path, tmp_path: Path) -> No
                 ballast.write(b"\0" * 4096)
                 ballast.flush()
         peer.wait("disk_full", lambda s: any(story["reason"] == "disk_full" for story in peer.rounds()), 60)
+        assert peer.term() == 0
+        peer.start("", "storage.min_free=0 B")
+        peer.wait("a start", lambda s: s["run"]["height"] > 0, 60)
         (state / "ballast").unlink()
         peer.wait("commit or replay", lambda s: (s["averaging"]["last"] or {}).get("result") in ("committed", "replayed"), 60)
         height = other.status()["run"]["height"]

@@ -72,6 +72,8 @@ class StateDir:
 
     @current.setter
     def current(self, invite: str) -> None:
+        if invite == self.current:  # nothing to write: who goes on with its run starts on a full disk, too
+            return
         if invite:
             write(self.path / "current", invite.encode())
         else:
