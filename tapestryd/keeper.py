@@ -106,11 +106,9 @@ class Keeper:
             there = await self._replay(target, donors)
         except Gone:  # they lie, or joined by a snapshot and never had the entry that we lack
             there, beyond = False, self.base.tip
-        if not there and self.base.tip is not None and not target.better_than(self.base.tip):
-            return self.base.tip  # the donors had gone over to what is no worse, and so have we
-        if not there and not (beyond is None and await self._change_branch(target, donors)):
+        if not there and self._behind(target) and not (beyond is None and await self._change_branch(target, donors)):
             await self._fetch_snapshot(donors, beyond)
-            if not await self._replay(target, donors):
+            if not await self._replay(target, donors) and self._behind(target):
                 raise Gone(f"the donors' log does not lead to the announced base at height {target.height}")
         assert self.base.tip is not None
         return self.base.tip
@@ -124,9 +122,14 @@ class Keeper:
         await self._snapshot_written(_STOP_S)
 
     async def _snapshot_written(self, timeout_s: float | None = None) -> None:
-        """To its end, before its lineage gives way: it would else come to lie among the files of the other one."""
+        """To its end, before its lineage gives way: it would else come to lie among the files of the other one. Nor are older ones
+        pruned behind it while they are read."""
         if self._writing:
             await asyncio.wait([self._writing], timeout=timeout_s)
+
+    def _behind(self, target: Tip) -> bool:
+        """Else the donors went on, or over to what is no worse, and so have we."""
+        return self.base.tip is None or target.better_than(self.base.tip)
 
     def _far(self, target: Tip) -> bool:
         """The entries that we lack are more bytes than a snapshot."""
@@ -169,6 +172,7 @@ class Keeper:
         aside: SharedBase | None = None
         last_round = -1
         taken: list[tuple[Entry, list[bytes]]] = []
+        await self._snapshot_written()
         try:
             async with self._fetcher.entries(donors, max(1, ours.height - _BRANCH), target) as coming:
                 async for height, _, (entry, parts) in coming:
@@ -192,7 +196,6 @@ class Keeper:
             return False
         common = taken[0][0].vote.height - 1
         log.warning("over to the better branch: back from height %d to %d, on to %d", ours.height, common, target.height)
-        await self._snapshot_written()
         await asyncio.to_thread(self.store.take_over, taken, beyond=common)
         async with self._moving:
             self.base, self.round = aside, last_round
@@ -208,11 +211,14 @@ class Keeper:
                 self._fetcher.refused(Refused(Reason.EQUIVOCATION, "voted for two results of one round"), "vote", vote.peer)
 
     def _rebuilt(self, height: int) -> tuple[SharedBase, int]:
-        """Our base as it was at `height`, from our own files, and the round that led there. Raises Refused if they do not reach back."""
+        """Our base as it was at `height`, from our own files, and the round that led there. Raises Refused if they do not reach back,
+        StateFault, Unavailable if one cannot be read at all."""
         base, last_round = SharedBase(self.rules, self.base.layout), -1
         for snapshot in reversed(self.store.snapshots()):
             if snapshot.tip.height <= height:
-                base.load(snapshot, self.store.snapshot_file(snapshot))
+                file = self.store.snapshot_file(snapshot)
+                with saying_unreadable(file):
+                    base.load(snapshot, file)
                 break
         while base.tip is not None and base.tip.height < height:
             loaded = self.store.load_entry(base.tip.height + 1, self._verify)

@@ -20,7 +20,7 @@ from protocols.lineage import Entry, Snapshot, Tip, base_digest
 from protocols.refusal import Declined, Reason, Refused
 from tapestryd import keeper as keeper_module
 from tapestryd.base import describe
-from tapestryd.errors import DiskFull
+from tapestryd.errors import DiskFull, Unavailable
 from tapestryd.exchange import assemble
 from tapestryd.host import files as files_module
 from tapestryd.host import store as store_module
@@ -377,6 +377,23 @@ def test_a_joiner_takes_a_snapshot_and_replays_the_tail(tmp_path: Path) -> None:
     go(work)
 
 
+def test_a_snapshot_that_was_made_since_is_where_a_joiner_wanted_to_be(tmp_path: Path) -> None:
+    """Its donor went on by a round after it had announced its tip."""
+    line = grown(5)
+    announced = line.base.tip
+    line.grow()
+
+    async def work() -> None:
+        donors = Donors(ann=line)
+        donors.snapshots["ann"] = line.snapshot()
+        live = keeper(line, begin(line, tmp_path, genesis=False), donors)
+        await live.open()
+        assert await live.catch_up(announced, ["ann"]) == line.base.tip  # type: ignore[arg-type]
+        assert same(live, line)
+
+    go(work)
+
+
 def test_donors_that_never_had_our_next_entry_give_a_snapshot(tmp_path: Path) -> None:
     """They joined by a snapshot beyond our height: without this we would ask for the missing entry for ever."""
     line = grown(6)
@@ -563,6 +580,26 @@ def test_a_disk_that_stays_full_costs_nothing_however_often_we_try(tmp_path: Pat
         assert await live.catch_up(theirs.base.tip, ["ann"]) == theirs.base.tip  # type: ignore[arg-type]
         assert same(live, theirs)
         assert sum(verb == "piece" for _, verb, _ in donors.asked) == (by == "snapshot")  # nor is a piece fetched twice
+
+    go(work)
+
+
+@pytest.mark.parametrize("file", ["snapshots/0000000000.base", "log/0000000002.entry"])
+def test_what_of_ours_cannot_be_read_is_a_sentence_and_nothing_is_given_up(tmp_path: Path, file: str) -> None:
+    ours, theirs = _branches()
+    store = begin(ours, tmp_path)
+    for whole in ours.entries:
+        store.write_entry(*_flat(whole))  # type: ignore[arg-type]
+
+    async def work() -> None:
+        live = keeper(ours, store, Donors(ann=theirs))
+        await live.open()
+        (tmp_path / file).unlink()
+        (tmp_path / file).mkdir()
+        with pytest.raises(Unavailable, match=f"{file} cannot be read"):
+            await live.catch_up(theirs.base.tip, ["ann"])  # type: ignore[arg-type]
+        assert same(live, ours)
+        assert not list(tmp_path.glob("superseded-*"))
 
     go(work)
 

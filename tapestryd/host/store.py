@@ -153,11 +153,14 @@ class RunStore:
             return None
 
     def entry_head(self, height: int, verify: Verify) -> Entry | None:
-        """What an entry certifies, without its parts; None if it is not here, or not good."""
+        """What an entry certifies, without its parts; None if it is not here, or not good. Raises StateFault, Unavailable if it cannot
+        be read at all."""
         if self._judge is None or self.entry_size(height) is None:
             return None
+        with saying_unreadable(self._entry(height)):
+            head = self.read_entry(height, 0, limits.FRAME_BYTES + 16)
         try:
-            return Entry.parse(self.read_entry(height, 0, limits.FRAME_BYTES + 16), self._judge, verify)[0]
+            return Entry.parse(head, self._judge, verify)[0]
         except Refused:
             return None
 
