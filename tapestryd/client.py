@@ -8,6 +8,7 @@ import hashlib
 import http.client
 import json
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterator, Mapping
@@ -130,7 +131,13 @@ def _document(response: http.client.HTTPResponse) -> Doc:
         detail = str(body["detail"])
     except (ValueError, TypeError, KeyError):
         raise LocalFault(f"What answered is not a tapestryd that this CLI understands (HTTP status {response.status}).") from None
-    raise (NotAllowed if response.status == 403 else LocalFault)(detail[:1].upper() + detail[1:] + ("" if detail.endswith(".") else "."))
+    raise (NotAllowed if response.status == 403 else LocalFault)(sentence(detail))
+
+
+def sentence(words: str) -> str:
+    """As one is written, unless a setting's name or a value begins it, or it is a question."""
+    begun = words if re.match(r"\w+([._]| =)", words) else words[:1].upper() + words[1:]
+    return begun if begun.endswith((".", "?")) else f"{begun}."
 
 
 def join(client: Client, target: str) -> Doc:

@@ -22,6 +22,8 @@ from tapestryd.profiles import PROFILES
 
 SOCKET_PATH_BYTES = 107
 """Linux's sun_path holds 108 bytes with its closing zero."""
+PAUSE_S = 366 * 86_400
+"""What an operator asks for lasts no longer, unless it is for good."""
 LEAST_BYTES = 256 * limits.KIB
 """So that each of those who are served at once still gets more than limits.IO_BYTES in IO_S."""
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}

@@ -205,6 +205,8 @@ def test_a_founders_folder_is_brought_to_the_daemon(served: Served, tmp_path: Pa
         ["run"],
         ["dance"],
         ["pause", "--for", "soon"],
+        ["pause", "--for", "0s"],
+        ["mode", "never", "--for", "367d"],
         ["pause", "--until", "6pm"],
         ["pause", "--for", "2h", "--until", "18:00"],
         ["mode", "sometimes"],
@@ -386,6 +388,21 @@ def test_whatever_its_output_is_and_without_letters_for_it(words: list[str], int
     line = ["sh", "-c", f'"$@" >{into}', "sh", *COMMAND, *words, *(["--socket", str(tmp_path / "none")] if words == ["version"] else [])]
     done = subprocess.run(line, env=environ, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr.removeprefix("tapestry completion: ")) == (code, says)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("no run is joined", "No run is joined."),
+        ("Nothing has changed.", "Nothing has changed."),
+        ("limit = '0': must be more", "limit = '0': must be more."),
+        ("network.bootstrap names it", "network.bootstrap names it."),
+        ("/t.toml: no such key; did you mean node.name?", "/t.toml: no such key; did you mean node.name?"),
+        ("", "."),
+    ],
+)
+def test_what_the_daemon_says_is_a_sentence(words: str, said: str) -> None:
+    assert client.sentence(words) == said
 
 
 def test_a_stranger_on_the_socket(tmp_path: Path) -> None:

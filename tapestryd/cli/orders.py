@@ -4,7 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
-from tapestryd.cli.verbs import Verbs, duration, said, show
+from tapestryd.cli.verbs import Verbs, lasting, said, show
 from tapestryd.client import Client
 from tapestryd.host.clock import now_ms
 from tapestryd.host.hours import next_at
@@ -14,13 +14,13 @@ from tapestryd.host.sensors.wall import zone
 def add(verbs: Verbs) -> None:
     one = verbs.add("pause", pause, "stop training; the round in hand is left")
     either = one.add_mutually_exclusive_group()
-    either.add_argument("--for", dest="duration", type=duration, metavar="2h", help="resume by itself after this time")
+    either.add_argument("--for", dest="duration", type=lasting, metavar="2h", help="resume by itself after this time")
     either.add_argument("--until", dest="duration", type=until, metavar="18:00", help="resume by itself when it is so late here")
     verbs.add("finish", finish, "complete the round in hand, and pause behind it")
     verbs.add("resume", resume, "train again: ends a pause, a finish, and the mode never")
     one = verbs.add("mode", mode, "always train, whoever is at this machine and whatever the hours; as the policy has it; never")
     one.add_argument("mode", choices=("always", "auto", "never"))
-    one.add_argument("--for", dest="duration", type=duration, metavar="2h", help="for so long, then auto")
+    one.add_argument("--for", dest="duration", type=lasting, metavar="2h", help="for so long, then auto")
     one = verbs.add("dashboard", dashboard, "open this machine's page in a browser, by a link that may pause and resume")
     one.add_argument("--print", action="store_true", help="print the link instead, as is done where no browser can be opened")
     verbs.add("reload", reload, "read the configuration again, without losing the round; what needs a restart is named")

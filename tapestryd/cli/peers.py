@@ -9,7 +9,7 @@ from protocols.control import SCHEMA, Exit
 from protocols.identity import public_key
 from protocols.refusal import Refused
 from tapestryd import screen
-from tapestryd.cli.verbs import Verbs, columns, duration, said, show, watchable, watched
+from tapestryd.cli.verbs import Verbs, columns, lasting, said, show, watchable, watched
 from tapestryd.client import Client, Doc
 from tapestryd.errors import LocalFault
 from tapestryd.program import whole
@@ -27,7 +27,7 @@ def add(verbs: Verbs) -> None:
     one = some.add("ban", ban, "close the door to a peer, whatever it does")
     one.add_argument("peer", metavar="ID", help=_ID)
     one.add_argument(
-        "--for", dest="duration", type=duration, metavar="12h", help="for so long (default: trust.ban_time of the configuration)"
+        "--for", dest="duration", type=lasting, metavar="12h", help="for so long (default: trust.ban_time of the configuration)"
     )
     one.add_argument("--reason", metavar="TEXT", help="for whoever reads the list")
     one = some.add("unban", unban, "open it again; what was held against the peer is forgotten")

@@ -12,7 +12,7 @@ from pathlib import Path
 from protocols.control import Exit
 from tapestryd.client import Client, Doc
 from tapestryd.errors import NotRunning
-from tapestryd.settings import parse_duration
+from tapestryd.settings import PAUSE_S, parse_duration
 
 Verb = Callable[[argparse.Namespace, Client], int]
 
@@ -95,6 +95,14 @@ def colour(options: argparse.Namespace) -> bool:
     if options.color == "auto":
         return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     return bool(options.color == "always")
+
+
+def lasting(text: str) -> float:
+    """For argparse: how long something is to hold."""
+    found = duration(text)
+    if not 0 < found <= PAUSE_S:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be longer than nothing, and at most 366 days")
+    return found
 
 
 def duration(text: str) -> float:

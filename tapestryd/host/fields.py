@@ -11,11 +11,9 @@ from typing import Any, Protocol
 from protocols.identity import public_key
 from protocols.records import is_address
 from protocols.refusal import Refused
-from tapestryd.settings import parse_duration
+from tapestryd.settings import PAUSE_S, parse_duration
 
 Doc = dict[str, Any]
-
-PAUSE_S = 366 * 86_400
 
 
 class Field(Protocol):
