@@ -29,7 +29,8 @@ class Exit(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Self:
-    """`dashboard`: where a browser on this machine finds the page; `metrics`: where Prometheus does; empty: nowhere."""
+    """`pid`: in its own box, where it may have another than outside. `dashboard`: where a browser on this machine finds the page;
+    `metrics`: where Prometheus does; empty: nowhere."""
 
     peer_id: str
     name: str

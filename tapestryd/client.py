@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import socket
+import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,6 +61,12 @@ class Client:
         with self._answer(method, target, body, timeout_s) as response:
             return _document(response)
 
+    def pid(self) -> int:
+        """The daemon's, as it is here (unix(7), SO_PEERCRED): in a box it knows itself by another. 0: not visible. Raises as `ask`."""
+        with self._opened(ANSWER_S) as connection:
+            pid, _uid, _gid = struct.unpack("3i", connection.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+            return int(pid)
+
     def ready(self) -> bool:
         """Whether this node is a member of a run: /readyz."""
         with self._answer("GET", "/readyz", None, ANSWER_S) as response:
@@ -94,6 +101,25 @@ class Client:
 
     @contextmanager
     def _answer(self, method: str, target: str, body: Doc | BinaryIO | None, timeout_s: float) -> Iterator[http.client.HTTPResponse]:
+        try:
+            with self._opened(timeout_s) as connection:
+                if isinstance(body, dict):
+                    connection.request(method, target, json.dumps(body), {"Content-Type": "application/json"})
+                elif body is not None:
+                    length = str(os.fstat(body.fileno()).st_size)
+                    connection.request(method, target, body, {"Content-Type": "application/octet-stream", "Content-Length": length})
+                else:
+                    connection.request(method, target)
+                yield connection.getresponse()
+        except TimeoutError:
+            raise LocalFault(
+                f"The daemon on {self.path} did not answer {method} {target} within {timeout_s:g} s; its log may say why."
+            ) from None
+        except (http.client.HTTPException, ConnectionError) as error:
+            raise NotRunning(f"The daemon on {self.path} broke off its answer ({error!r}). {_HINT}") from None
+
+    @contextmanager
+    def _opened(self, timeout_s: float) -> Iterator[_Connection]:
         connection = _Connection(self.path, timeout_s)
         try:
             try:
@@ -102,20 +128,7 @@ class Client:
                 raise NotAllowed(f"You may not open {self.path}; ask for membership in the group tapestry-admin, or use sudo.") from None
             except OSError as error:
                 raise NotRunning(f"No daemon answers on {self.path} ({error.strerror or error}). {_HINT}") from None
-            if isinstance(body, dict):
-                connection.request(method, target, json.dumps(body), {"Content-Type": "application/json"})
-            elif body is not None:
-                length = str(os.fstat(body.fileno()).st_size)
-                connection.request(method, target, body, {"Content-Type": "application/octet-stream", "Content-Length": length})
-            else:
-                connection.request(method, target)
-            yield connection.getresponse()
-        except TimeoutError:
-            raise LocalFault(
-                f"The daemon on {self.path} did not answer {method} {target} within {timeout_s:g} s; its log may say why."
-            ) from None
-        except (http.client.HTTPException, ConnectionError) as error:
-            raise NotRunning(f"The daemon on {self.path} broke off its answer ({error!r}). {_HINT}") from None
+            yield connection
         finally:
             connection.close()
 

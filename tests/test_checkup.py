@@ -128,8 +128,7 @@ def test_a_daemon(status: dict[str, Any], expected: list[tuple[str, str]], tmp_p
 @pytest.mark.parametrize(("limit", "expected"), [("1024", True), ("65536", False), ("unlimited", False), ("many", False)])
 def test_a_daemon_that_may_open_few_files(tmp_path: Path, limit: str, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkup.resource, "getrlimit", lambda which: (1 << 20, 1 << 20))
-    (tmp_path / "4711").mkdir()
-    (tmp_path / "4711" / "limits").write_text(f"Limit  Soft\nMax open files            {limit}             524288      files\n")
+    (tmp_path / "limits").write_text(f"Limit  Soft\nMax open files            {limit}             524288      files\n")
     assert (("files", WARNING) in verdicts(checkup.daemon(STATUS.to_json(), tmp_path))) == expected
 
 

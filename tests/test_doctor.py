@@ -1,6 +1,7 @@
 """`tapestry doctor`: what it finds with a daemon and without, and that each finding names its way out."""
 
 import json
+import resource
 import subprocess
 import sys
 from dataclasses import replace
@@ -75,6 +76,20 @@ def test_whether_boxes_can_be_made_is_tried() -> None:
     if here := printed("pass"):
         pytest.skip(f"none can: {here}")
     assert "the box cannot be closed (No such file or directory at /nowhere)" in printed("box._STAGE = '/nowhere'")
+
+
+def test_how_many_files_it_may_open_is_asked_of_the_process_that_answers(served: Served) -> None:
+    """Here that is this one, whatever it believes its own number to be, as in a box."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        for limit in (1000, min(hard, 4096)):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+            found = json.loads(tapestry(served.socket, "doctor", "--json").stdout)["findings"]
+            assert [one["says"] for one in found if (one["section"], one["name"]) == ("daemon", "files")] == [
+                "it may open only 1000 files"
+            ] * (limit == 1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_of_a_daemon_and_its_files(served: Served, tmp_path: Path) -> None:

@@ -126,8 +126,8 @@ def units(systemctl: Sequence[str] = ("systemctl",)) -> Iterator[Finding]:
             yield _machine("service", GOOD, f"{unit} is active")
 
 
-def daemon(status: Doc, proc: Path = Path("/proc")) -> Iterator[Finding]:
-    """Of one that answers."""
+def daemon(status: Doc, process: Path) -> Iterator[Finding]:
+    """Of one that answers. `process`: its folder in /proc."""
     version, peers = status["version"], status["peers"]
     yield _daemon("answers", GOOD, f"version {version}, {status['state']}")
     if version != __version__:
@@ -137,7 +137,7 @@ def daemon(status: Doc, proc: Path = Path("/proc")) -> Iterator[Finding]:
         says = f"{len(newer)} of {len(peers)} peers run a newer version, up to {max(newer, key=_number)}"
         yield _daemon("newer", WARNING, says, "upgrade when it suits you")
     with suppress(OSError, ValueError):
-        limit = re.search(r"^Max open files +(\d+)", (proc / str(status["self"]["pid"]) / "limits").read_text(), re.M)
+        limit = re.search(r"^Max open files +(\d+)", (process / "limits").read_text(), re.M)
         if limit and int(limit[1]) < min(_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1]):
             yield _daemon("files", WARNING, f"it may open only {limit[1]} files", "LimitNOFILE=65536 in its unit, or ulimit -n 65536")
     for sentence in status["health"]:

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 
 from protocols.control import SCHEMA, Exit
 from tapestryd import screen
@@ -65,12 +66,12 @@ def findings(options: argparse.Namespace, client: Client) -> Iterator[Finding]:
     if config.trainer.enabled:
         yield from walls.of_machine()
     try:
-        status = client.ask("GET", "/v1/status")
+        status, process = client.ask("GET", "/v1/status"), Path("/proc", str(client.pid()))
     except LocalFault as absent:
         yield Finding("daemon", "answers", WARNING, str(absent))
         yield from checkup.ports(config.network.listen)
         return
-    yield from checkup.daemon(status)
+    yield from checkup.daemon(status, process)
     if config.trainer.enabled:
         yield from checkup.unused_gpu(status["trainer"]["device"], device)
         yield from walls.of_daemon(status["isolation"])

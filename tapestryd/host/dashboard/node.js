@@ -127,6 +127,6 @@ export function isolation({ status }) {
 }
 
 export function about({ status }) {
-  const { version, uptime_s, self } = status;
-  text(at("about"), `tapestryd ${clean(version)} · up ${duration(uptime_s)} · process ${self.pid}`);
+  const { version, uptime_s } = status;
+  text(at("about"), `tapestryd ${clean(version)} · up ${duration(uptime_s)}`);
 }
