@@ -119,11 +119,9 @@ class Session:
             self._timer.cancel()
         for task in list(self._tasks):
             task.cancel()
-        if self.member is not None:
-            await self._announce()
-            await self.keeper.stop()
-        if self.supervisor is not None:
-            await self.supervisor.stop(stage_s)
+        if self.member is not None:  # side by side: none of them is cut off for what another took
+            trainer = [self.supervisor.stop(stage_s)] if self.supervisor is not None else []
+            await asyncio.gather(self._announce(), self.keeper.stop(), *trainer)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         """Run `work` beside us; what it cannot handle ends the session, loudly."""

@@ -19,9 +19,11 @@ from tapestryd.errors import DiskFull
 from tapestryd.host.clock import now_ms
 from tapestryd.host.keys import Identity
 from tapestryd.host.store import RunStore
+from tapestryd.host.trainer import Work
 from tapestryd.host.watch import Watch
 from tapestryd.isolation import Isolation
 from tapestryd.session import Session
+from tapestryd.supervisor import Supervisor
 from tapestryd.swarm import draw
 from tapestryd.swarm import node as node_module
 from tapestryd.swarm.node import Node
@@ -216,5 +218,26 @@ def test_an_event_that_cannot_be_dealt_with_ends_the_session(tmp_path: Path) -> 
                 return here.member is not None and here.member.state is State.JOINING
 
             await until(over)
+
+    go(work)
+
+
+def test_a_dht_that_takes_no_last_word_keeps_no_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut off from the others, whoever leaves a run and stays a daemon has the trainer's memory back all the same."""
+
+    async def work() -> None:
+        line = Line.begin()
+        async with session(PEOPLE[0], tmp_path, begin(line, tmp_path / "here")) as here:
+            await begun(here)
+            trainer = Work(line.rules.layout(), line.rules.canonical(), b"")
+            here.supervisor = Supervisor(
+                trainer, tmp_path / "nobody", tmp_path / "witness.json", lambda _: None, lambda: None, lambda _: None, lambda: None
+            )
+            here.supervisor.start()
+            keeping = here.supervisor._loop_task
+            monkeypatch.setattr(here.node, "publish", lambda _: asyncio.sleep(30))
+        assert keeping
+        await asyncio.wait([keeping], timeout=10)
+        assert keeping.cancelled()
 
     go(work)
