@@ -4,6 +4,7 @@ A page from elsewhere must neither read nor change anything here, also when its 
 Knows nothing of what is asked. A port that is taken stops nothing: `trouble` says so.
 """
 
+import asyncio
 import ipaddress
 import logging
 import socket
@@ -19,6 +20,8 @@ from tapestryd.host.route import Count, Handler, Refusal, answer_faults, countin
 
 logger = logging.getLogger(__name__)
 
+CONNECTIONS = 128
+"""At once; one more is closed. Whoever can reach the port may open them, ask nothing and stay: each is a descriptor of the daemon's."""
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -46,6 +49,7 @@ class Web:
         app.on_response_prepare.append(_harden)
         counted = counting(lambda *moved: self.count(*moved))
         self._runner = web.AppRunner(app, access_log=logger, access_log_class=counted, handle_signals=False, shutdown_timeout=2.0)
+        self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
         if self._address is None:
@@ -66,11 +70,28 @@ class Web:
             return
         self.url = f"http://{shown}:{bound.getsockname()[1]}/"
         await self._runner.setup()
-        await web.SockSite(self._runner, bound).start()
+        served = self._runner.server
+        assert served is not None
+        self._server = await asyncio.get_running_loop().create_server(lambda: _Door(served), sock=bound)
 
     async def stop(self) -> None:
         """May be called whether or not it started."""
+        if self._server is not None:
+            self._server.close()
         await self._runner.cleanup()
+
+
+class _Door(asyncio.Protocol):
+    def __init__(self, served: web.Server) -> None:
+        self._served = served
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        if len(self._served.connections) >= CONNECTIONS:
+            transport.close()
+            return
+        handler = self._served()
+        transport.set_protocol(handler)
+        handler.connection_made(transport)
 
 
 def _guard(hosts: Collection[str] | None) -> Middleware:

@@ -6,7 +6,7 @@ import json
 import re
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from protocols.trainer import Check
 from tapestryd.config import Dashboard as Choices
 from tapestryd.host import dashboard, probes
 from tapestryd.host.trends import SERIES
+from tapestryd.host.web import CONNECTIONS
 from tapestryd.swarm.meter import KINDS
 from tapestryd.words import REASONS
 from tests.host.test_api import Headers, ask
@@ -78,6 +79,19 @@ def test_the_page_and_its_files(page: Page) -> None:
         assert (status, headers["Content-Type"].partition(";")[0]) == (200, media)
     for absent in ("/__init__.py", "/index.html", "/../web.py", "/%2e%2e/web.py", "/favicon.ico"):
         assert page.ask("GET", absent)[0] == 404
+
+
+def test_whoever_opens_connections_and_asks_nothing_takes_no_more_than_these(page: Page) -> None:
+    host, port = page.url.removeprefix("http://").rstrip("/").split(":")
+    with ExitStack() as opened:
+        idle = [opened.enter_context(socket.create_connection((host, int(port)), 10)) for _ in range(CONNECTIONS + 3)]
+        assert [more.recv(1) for more in idle[CONNECTIONS:]] == [b""] * 3
+        with pytest.raises((http.client.RemoteDisconnected, ConnectionError)):
+            page.ask("GET", "/livez")
+        idle[0].sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        while idle[0].recv(4096):
+            pass
+        assert page.ask("GET", "/livez")[0] == 200
 
 
 FILES = {path.name: path.read_text() for path in Path(dashboard.__file__).parent.iterdir() if path.is_file() and path.suffix != ".py"}
