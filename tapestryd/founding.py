@@ -108,6 +108,7 @@ def found(arguments: argparse.Namespace) -> RunRules:
     except TokenizerFault as fault:
         raise ConfigFault(f"{named}: {fault}") from None
     models.fits(network, words.size, arguments.tokens)
+    models.causal(network)
     try:
         layout = Layout.of([parse_tensor(line) for line in tensors], arguments.fragments)
         theta = vector.bind(network, layout, "cpu")

@@ -216,6 +216,23 @@ def fits(model: Any, vocabulary: int, tokens: int) -> None:
         raise ConfigFault(f"inner.tokens = {tokens}, but the model sees at most {places} tokens")
 
 
+def causal(model: Any) -> None:
+    """Raises ConfigFault where the model cannot be run, or what it says at a place depends on what follows (BERT's kind, unless its
+    configuration says is_decoder): it would learn to copy. Leaves it in eval mode."""
+    ids = torch.arange(16)[None] % model.get_input_embeddings().num_embeddings
+    changed = torch.cat([ids[:, :-1], ids[:, :1]], 1)
+    model.eval()
+    try:
+        with torch.no_grad():
+            told, other = (model(input_ids=line, use_cache=False).logits[:, :-1] for line in (ids, changed))
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever an architecture misses in ids alone
+        raise ConfigFault(f"a {model.config.model_type} model cannot be trained on text alone: {_line(error)}") from None
+    if bool((told - other).abs().max() > 1e-4 * told.std()):
+        raise ConfigFault(f"this {model.config.model_type} model sees the token that it is to tell: no causal language model")
+
+
 def end_of(config: str) -> int | None:
     """The model configuration's end-of-document id; the first where it lists several."""
     end = json.loads(config).get("eos_token_id")

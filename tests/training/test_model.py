@@ -154,3 +154,29 @@ def test_a_state_that_no_run_could_carry_is_a_sentence(tmp_path: Path) -> None:
     made.save_pretrained(tmp_path)  # type: ignore[operator]
     with pytest.raises(ConfigFault, match="e_score_correction_bias is no parameter"):
         model.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_causal_model_is_one(name: str) -> None:
+    model.causal(built(name)[1])
+
+
+def test_a_model_that_sees_what_it_is_to_tell_is_a_sentence() -> None:
+    bert = {
+        "model_type": "bert",
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "vocab_size": 264,
+    }
+    model.causal(model.fresh(json.dumps(bert | {"is_decoder": True}), 0))
+    with pytest.raises(ConfigFault, match="this bert model sees the token that it is to tell"):
+        model.causal(model.fresh(json.dumps(bert), 0))
+
+
+def test_a_model_that_needs_more_than_text_is_a_sentence() -> None:
+    made = built("llama")[1]
+    made.register_forward_pre_hook(lambda *given: torch.zeros(1)[2])
+    with pytest.raises(ConfigFault, match="a llama model cannot be trained on text alone: index 2 is out of bounds"):
+        model.causal(made)
