@@ -42,6 +42,8 @@ def choose(device: str, precision: str) -> Choice:
         raise Unavailable(f"compute.device = {device}: this machine or this torch has no MPS")
     where = torch.device(found)
     try:
+        if where.index is not None and kind == "cuda":
+            torch.cuda.set_device(where)  # bitsandbytes waits for the current one, which costs memory there
         torch.ones(8, device=where).sum().item()
     except RuntimeError as error:
         raise Unavailable(f"compute.device = {device}: found but does not compute: {' '.join(str(error).split())[:200]}") from None

@@ -43,6 +43,13 @@ def test_the_card_is_chosen_and_named() -> None:
         assert found.precision == (Precision.BF16 if torch.cuda.is_bf16_supported(including_emulation=False) else Precision.FP32)
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one card")
+def test_another_card_is_left_alone() -> None:
+    found = choose("cuda:1", "auto")
+    assert torch.cuda.current_device() == found.device.index == 1
+    torch.cuda.set_device(0)
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("optimizer", ["adamw8bit", "adamw"])
