@@ -218,10 +218,12 @@ def fits(model: Any, vocabulary: int, tokens: int) -> None:
 
 def causal(model: Any) -> None:
     """Raises ConfigFault where the model cannot be run, or what it says at a place depends on what follows (BERT's kind, unless its
-    configuration says is_decoder): it would learn to copy. Leaves it in eval mode."""
+    configuration says is_decoder): it would learn to copy; or where running it changes it (RWKV's, with rescale_every). Leaves it in
+    eval mode."""
     ids = torch.arange(16)[None] % model.get_input_embeddings().num_embeddings
     changed = torch.cat([ids[:, :-1], ids[:, :1]], 1)
     model.eval()
+    versions = [parameter._version for parameter in model.parameters()]
     try:
         with torch.no_grad():
             told, other = (model(input_ids=line, use_cache=False).logits[:, :-1] for line in (ids, changed))
@@ -229,6 +231,8 @@ def causal(model: Any) -> None:
         raise
     except Exception as error:  # whatever an architecture misses in ids alone
         raise ConfigFault(f"a {model.config.model_type} model cannot be trained on text alone: {_line(error)}") from None
+    if versions != [parameter._version for parameter in model.parameters()]:
+        raise ConfigFault(f"this {model.config.model_type} model changes its own parameters when it is run; a base has to stay as it is")
     if bool((told - other).abs().max() > 1e-4 * told.std()):
         raise ConfigFault(f"this {model.config.model_type} model sees the token that it is to tell: no causal language model")
 

@@ -175,6 +175,14 @@ def test_a_model_that_sees_what_it_is_to_tell_is_a_sentence() -> None:
         model.causal(model.fresh(json.dumps(bert), 0))
 
 
+def test_a_model_that_changes_by_being_run_is_a_sentence() -> None:
+    """RWKV halves its weights from the sixth layer on while it is evaluated, and would do so to the base."""
+    rwkv = {"model_type": "rwkv", "hidden_size": 32, "attention_hidden_size": 32, "num_hidden_layers": 7, "vocab_size": 264}
+    model.causal(model.fresh(json.dumps(rwkv | {"rescale_every": 0}), 0))
+    with pytest.raises(ConfigFault, match="this rwkv model changes its own parameters"):
+        model.causal(model.fresh(json.dumps(rwkv), 0))
+
+
 def test_a_model_that_needs_more_than_text_is_a_sentence() -> None:
     made = built("llama")[1]
     made.register_forward_pre_hook(lambda *given: torch.zeros(1)[2])
