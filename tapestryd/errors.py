@@ -45,3 +45,15 @@ class NotRunning(LocalFault):
 
 class NotAllowed(LocalFault):
     exit_code = 4
+
+
+def out_of_memory(error: BaseException) -> str:
+    """What an error says of memory that ran out: Python's own, or one of torch and the libraries below it, known by their words;
+    "" for any other."""
+    said = " ".join(str(error).split())[:200]
+    if isinstance(error, MemoryError) or any(words in said for words in _MEMORY):
+        return said or type(error).__name__
+    return ""
+
+
+_MEMORY = ("out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED")

@@ -10,7 +10,7 @@ from protocols.canonical import is_digest
 from protocols.control import Exit
 from protocols.refusal import Refused
 from protocols.rules import RunRules
-from tapestryd.errors import ConfigFault, LocalFault, NotAllowed, NotRunning
+from tapestryd.errors import ConfigFault, LocalFault, NotAllowed, NotRunning, out_of_memory
 
 
 def ended(work: Callable[[], int], name: str = "") -> int:
@@ -38,6 +38,11 @@ def ended(work: Callable[[], int], name: str = "") -> int:
         if error.filename is None:
             _say_no_more()
         print(f"{before}{error.filename or 'what it says cannot be written'}: {error.strerror}", file=sys.stderr)
+        return Exit.FAILED
+    except (MemoryError, RuntimeError) as error:
+        if not (said := out_of_memory(error)):
+            raise
+        print(f"{before}out of memory; other programs must make room, or a larger machine is needed ({said})", file=sys.stderr)
         return Exit.FAILED
 
 

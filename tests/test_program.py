@@ -11,6 +11,7 @@ from protocols.control import Exit
 from tapestryd.errors import LocalFault, NotAllowed, NotRunning
 from tapestryd.program import ended, run_id, seconds, whole
 
+MEMORY = "out of memory; other programs must make room, or a larger machine is needed"
 DENIED = "only root and whoever it belongs to may do that; use sudo"
 
 
@@ -22,6 +23,8 @@ DENIED = "only root and whoever it belongs to may do that; use sudo"
         (NotAllowed("Not you."), Exit.NO_PERMISSION, "x: Not you.\n"),
         (PermissionError(errno.EACCES, "Permission denied", "/f"), Exit.NO_PERMISSION, f"x: /f: {DENIED}\n"),
         (FileNotFoundError(errno.ENOENT, "No such file", "/f"), Exit.FAILED, "x: /f: No such file\n"),
+        (MemoryError(), Exit.FAILED, f"x: {MEMORY} (MemoryError)\n"),
+        (RuntimeError("CUDA out of memory. Tried"), Exit.FAILED, f"x: {MEMORY} (CUDA out of memory. Tried)\n"),
         (KeyboardInterrupt(), 130, ""),
     ],
     ids=lambda value: type(value).__name__,

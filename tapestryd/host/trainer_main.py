@@ -26,7 +26,7 @@ from protocols.refusal import Refused
 from protocols.rules import RunRules
 from protocols.trainer import ABI, Code, Fault, Precision, Ready
 from tapestryd.config import TrainerConfig
-from tapestryd.errors import ConfigFault, DiskFull, LocalFault, Unavailable
+from tapestryd.errors import ConfigFault, DiskFull, LocalFault, Unavailable, out_of_memory
 from tapestryd.host.accountant import Steps, missing
 from tapestryd.host.budget import FILE, Budget, BudgetFault, Limits
 from tapestryd.host.channel import Channel, Shared, content, share
@@ -242,8 +242,8 @@ def _explain(error: Exception) -> tuple[Code, str]:
     if isinstance(error, Refused):
         return Code.CHANNEL, error.detail
     text = " ".join(str(error).split())
-    if isinstance(error, MemoryError) or any(words in text for words in ("out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED")):
-        return Code.MEMORY, f"out of memory; other programs must make room, or another compute.device is needed ({text[:200]})"
+    if said := out_of_memory(error):
+        return Code.MEMORY, f"out of memory; other programs must make room, or another compute.device is needed ({said})"
     if type(error).__name__ == "AcceleratorError" or "CUDA error" in text:
         return Code.DEVICE, text[:500]
     return Code.INTERNAL, "a bug:\n" + "".join(traceback.format_exception(error))

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as hub_logging
 
 from protocols.layout import Layout
-from tapestryd.errors import ConfigFault, StateFault
+from tapestryd.errors import ConfigFault, StateFault, out_of_memory
 from tapestryd.training.text import END
 from tapestryd.training.vector import bind
 
@@ -65,9 +65,9 @@ def build(config: str) -> nn.Module:
     try:
         described = AutoConfig.for_model(kind, **body)
         model = AutoModelForCausalLM.from_config(described, trust_remote_code=False)
-    except MemoryError:
-        raise
     except Exception as error:  # whatever a wrong description runs into inside an architecture
+        if out_of_memory(error):
+            raise
         raise ConfigFault(f"model.config: model_type {kind!r} cannot be built here: {_line(error)}") from None
     return _full(model)
 
@@ -100,9 +100,9 @@ def load(path: Path | str) -> nn.Module:
             path, config=AutoConfig.for_model(**config), local_files_only=True, trust_remote_code=False, use_safetensors=True,
             dtype=torch.float32, output_loading_info=True,
         )  # fmt: skip
-    except MemoryError:
-        raise
     except Exception as error:
+        if out_of_memory(error):
+            raise
         raise ConfigFault(f"{path}: cannot be loaded: {_line(error)}") from None
     finally:
         noise.removeFilter(_silent)
@@ -227,9 +227,9 @@ def causal(model: Any) -> None:
     try:
         with torch.no_grad():
             told, other = (model(input_ids=line, use_cache=False).logits[:, :-1] for line in (ids, changed))
-    except MemoryError:
-        raise
     except Exception as error:  # whatever an architecture misses in ids alone
+        if out_of_memory(error):
+            raise
         raise ConfigFault(f"a {model.config.model_type} model cannot be trained on text alone: {_line(error)}") from None
     if versions != [parameter._version for parameter in model.parameters()]:
         raise ConfigFault(f"this {model.config.model_type} model changes its own parameters when it is run; a base has to stay as it is")

@@ -92,6 +92,11 @@ def test_a_config_that_cannot_be_built_is_a_sentence(config: str, says: str) -> 
         model.build(config)
 
 
+def test_a_model_that_memory_is_too_small_for_is_no_fault_of_its_configuration() -> None:
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        model.build(json.dumps(CONFIGS["llama"] | {"vocab_size": 10**13}))
+
+
 def test_what_names_code_or_formats_is_dropped(tmp_path: Path) -> None:
     described = CONFIGS["llama"] | {
         "auto_map": {"AutoModelForCausalLM": "evil.Model"}, "_attn_implementation": "somebody/kernel", "attn_implementation": "x",
