@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from protocols.control import Ban
 from protocols.refusal import Reason
 from tapestryd.config import Trust
-from tapestryd.errors import LocalFault, StateFault
+from tapestryd.errors import DiskFull, LocalFault, StateFault
 from tapestryd.host.state import StateDir
 from tapestryd.standing import Standing, Trusted
 
@@ -110,8 +110,9 @@ class Doorkeeper:
             while (now := tuple(ban for ban in self._standing.bans(self._now_s) if ban.until_ms is not None)) != self._written:
                 try:
                     await asyncio.to_thread(self._state.keep_bans, now)
-                except OSError as error:
-                    raise StateFault(f"the bans in force cannot be written to {self._state.path}: {error.strerror}") from None
+                except (DiskFull, OSError) as error:
+                    why = error.strerror if isinstance(error, OSError) else "the disk is full"
+                    raise StateFault(f"the bans in force cannot be written to {self._state.path}: {why}") from None
                 self._written = now
 
 

@@ -1,8 +1,11 @@
 """Bans over restarts, on full disks and by the clock; one line for each thing that happens to a peer."""
 
 import asyncio
+import errno
 import logging
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -84,10 +87,23 @@ def test_unbanning(state: StateDir) -> None:
     go(work)
 
 
-def test_a_disk_that_takes_nothing_is_told_and_the_ban_holds(state: StateDir, caplog: pytest.LogCaptureFixture) -> None:
+@contextmanager
+def full_disk() -> Iterator[None]:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tapestryd.host.files.os.fsync", full)
+        yield
+
+
+@pytest.mark.parametrize("broken", [lambda: file_size_limit(10), full_disk], ids=["limit", "full"])
+def test_a_disk_that_takes_nothing_is_told_and_the_ban_holds(
+    state: StateDir, caplog: pytest.LogCaptureFixture, broken: Callable[[], AbstractContextManager[None]]
+) -> None:
     async def work() -> None:
         door = Doorkeeper(Trust(), state, Clock())
-        with file_size_limit(10):
+        with broken():
             door.fault(EVE, Reason.EQUIVOCATION)
             await door.close()
             with pytest.raises(LocalFault, match="cannot be written"):
