@@ -222,6 +222,8 @@ def _lasts(left_s: float | None) -> str:
 def _run(run: Doc | None) -> list[str]:
     if run is None:
         return ["none; join one with: tapestry run join INVITE"]
+    if run["phase"] == "fetching":
+        return [run["name"], run["id"][:8], "fetching the rules"]
     left = run["boundary_in_s"]
     when = f"local steps end in {duration(left)}" if left >= 0 else f"{run['phase'] or 'average window'}, {duration(-left)} in"
     return [f"{run['name']} ({run['id'][:8]})", f"round {run['round']}", f"height {run['height']}", f"base {run['base_digest'][:8]}", when]

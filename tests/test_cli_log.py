@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tapestryd.cli import log
 from tests.scripted import Served
 from tests.test_cli import COMMAND, ENVIRON, tapestry
 
@@ -76,6 +77,12 @@ def test_events_as_they_happen(served: Served) -> None:
         served.run(close(served))
         assert listening.wait(60) == 3
         assert listening.stderr.read() == "The daemon has ended, or tells us no more.\n"
+
+
+def test_a_round_goes_through_its_phases() -> None:
+    told = {"at_ms": 0, "state": "averaging", "phase": "reducing", "reasons": [], "round": 41}
+    assert log._event("state", told)[20:] == "reducing, round 41"
+    assert log._event("state", told | {"state": "paused", "phase": "paused", "reasons": ["user"]})[20:] == "paused (user), round 41"
 
 
 async def close(served: Served) -> None:

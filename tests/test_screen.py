@@ -15,6 +15,7 @@ from protocols.control import (
     Network,
     Policy,
     Repaired,
+    Run,
     Silent,
     Status,
     Trainer,
@@ -350,3 +351,10 @@ def test_durations(seconds: float, text: str) -> None:
 @pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (498 << 20, "498 MiB"), (5 << 40, "5.0 TiB")])
 def test_sizes(count: int, text: str) -> None:
     assert screen.size(count) == text
+
+
+def test_of_a_run_whose_rules_are_awaited_only_the_id_is_told() -> None:
+    """As picture.py has it."""
+    run = Run(RUN.id, "", "fetching", 0, 0, "", 0.0, RUN.invite, 0, 0, 0)
+    shown = screen.render(replace(JOINING, run=run).to_json(), width=80, colour=False)
+    assert "\nRun        abababab   fetching the rules\n" in shown

@@ -77,7 +77,8 @@ def _event(kind: str, told: Doc) -> str:
     match kind:
         case "state":
             reasons = f" ({', '.join(told['reasons'])})" if told["reasons"] else ""
-            what = f"{told['state']}{reasons}" + (f", round {told['round']}" if told["round"] is not None else "")
+            state = told["phase"] if told["state"] == "averaging" else told["state"]
+            what = f"{state}{reasons}" + (f", round {told['round']}" if told["round"] is not None else "")
         case "health":
             what = "health: " + ("; ".join(told["health"]) or "ok")
         case "story":

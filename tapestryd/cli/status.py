@@ -71,7 +71,8 @@ def version(options: argparse.Namespace, client: Client) -> int:
 
 
 def _in_short(now: Doc) -> str:
-    run = f" in {now['run']['name']}, round {now['run']['round']}, height {now['run']['height']}" if now["run"] else ""
+    joined = now["run"]
+    run = f" in {joined['name'] or joined['id'][:8]}, round {joined['round']}, height {joined['height']}" if joined else ""
     return screen.clean(f"The daemon is {now['state']}{run}" + "".join(f"; {reason}" for reason in now["reasons"]) + ".")
 
 
