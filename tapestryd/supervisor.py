@@ -168,7 +168,8 @@ class Supervisor:
         elif self._wanted.is_set():
             self._wanted.clear()
             if self.trainer is not None:
-                self._letting_go = asyncio.create_task(self.trainer.stop(_LET_GO_S))
+                # One that is not ready has nothing to write, and is to be off before it takes the GPU.
+                self._letting_go = asyncio.create_task(self.trainer.stop(_LET_GO_S if self.ready else 0))
 
     def refuse(self, why: str) -> None:
         """Not this trainer; the next one may be better."""

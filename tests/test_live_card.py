@@ -37,6 +37,12 @@ def on_the_card() -> set[int]:
     return {int(line) for line in subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout.split()}
 
 
+def share(peer: Peer) -> None:
+    """Each is the other's "other GPU process"."""
+    with (peer.folder / "trainer.toml").open("a") as file:
+        file.write('[schedule]\nother_gpu_process = "run"\n')
+
+
 def within(seconds: float, good: Callable[[], Any]) -> bool:
     deadline = time.monotonic() + seconds
     while not (met := bool(good())) and time.monotonic() < deadline:
@@ -48,6 +54,8 @@ def test_cards_and_processors_train_one_base(swarm: list[Peer], tmp_path: Path) 
     one, two, three = swarm
     before = on_the_card()
     toml = found(tmp_path / "founder", "--train", "3", "--average", "3")
+    for peer in (one, two):
+        share(peer)
     one.start(str(toml))
     invite = one.invite()
     two.start(invite)

@@ -67,6 +67,24 @@ def home(tmp_path: Path) -> Home:
     return Home(tmp_path)
 
 
+def test_let_go_while_it_starts_it_never_gets_ready(home: Home) -> None:
+    async def work(steward: int) -> None:
+        watched = Watched(home, steward)
+        watched.supervisor.start()
+        await until(lambda: watched.pid)
+        watched.supervisor.want(False)
+        await watched.down.wait()
+        await until(lambda: not watched.pid)
+        assert not watched.ready.is_set()
+        assert (watched.state, watched.supervisor.health) == ("released", [])
+        watched.supervisor.want(True)
+        await watched.trains()
+        await watched.supervisor.stop(30)
+
+    with stewarded(home) as steward:
+        uvloop.run(work(steward))
+
+
 def test_let_go_it_keeps_its_progress_and_its_memory_is_free(home: Home) -> None:
     async def work(steward: int) -> None:
         watched = Watched(home, steward)

@@ -140,6 +140,7 @@ def _train(
     torch.set_num_threads(threads)
     hub_logging.set_verbosity_error()
     inner, layout = rules.inner, rules.layout()
+    alive()
     with _blame(Code.DEVICE):
         choice = choose(config.compute.device, config.compute.precision)
     log.info("device: %s; threads=%d", choice.why, threads)
