@@ -11,7 +11,9 @@ from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 
+import msgpack
 import torch
+from hivemind.dht.storage import DictionaryDHTValue
 from hivemind.dht.validation import DHTRecord
 from hivemind.utils.multiaddr import Multiaddr
 from hivemind.utils.serializer import MSGPackSerializer
@@ -27,7 +29,7 @@ from protocols.records import Presence, is_address
 from protocols.refusal import Reason, Refused
 from protocols.rules import Invite, RunRules
 from protocols.settling import Vote, made_by, merkle, part_body
-from tapestryd.swarm.dht import OwnRecords
+from tapestryd.swarm.dht import OwnRecords, items
 from tapestryd.swarm.line import OPEN_LINE
 from tapestryd.swarm.meter import Meter
 from tapestryd.swarm.streams import Gone, Stream
@@ -101,6 +103,25 @@ def _records() -> list[bytes]:
     body = loads(_presences()[0], limits.RECORD_BYTES)["body"] | {"made_ms": int(get_dht_time() * 1000)}
     value = MSGPackSerializer.dumps(dumps(Signed.make("presence", body, ADA.peer, ADA.sign).to_json()))
     return [bytes([len(subkey)]) + subkey + value, b"\x00" + value]
+
+
+def _items(data: bytes) -> None:
+    """What passes, the DHT's own reader takes, for the same records."""
+    found = items(data)
+    value = MSGPackSerializer.loads(data)
+    assert isinstance(value, DictionaryDHTValue)
+    assert all(type(item.value) is bytes and type(item.expiration_time) is float for item in value.data.values())
+    assert {subkey for subkey, _, _ in found} >= set(value.data)
+
+
+def _dictionaries() -> list[bytes]:
+    made = []
+    for people in (PEOPLE[:1], PEOPLE[:3]):
+        value = DictionaryDHTValue()
+        for person, record in zip(people, _records(), strict=False):
+            value.store(person.peer, record, NOW_MS / 1000)
+        made.append(MSGPackSerializer.dumps(value))
+    return made
 
 
 def _roster(data: bytes) -> None:
@@ -355,6 +376,7 @@ WIRE = {
     "signed": Target(_signed, lambda: [dumps(line().entries[0][0].votes[0].to_json())], FRAME),
     "presence": Target(_presence, _presences, limits.RECORD_BYTES),
     "record": Target(_stored, _records, 2 * limits.RECORD_BYTES),
+    "items": Target(_items, _dictionaries, FRAME, (ValueError, TypeError, msgpack.UnpackException)),
     "roster": Target(_roster, _rosters, FRAME, seal=_ordered),
     "claim": Target(_claim, lambda: [dumps(claim.to_body()) for claim in (*line().entries[0][0].roster.claims, _speaking())], FRAME),
     "vote": Target(_vote, lambda: [dumps(vote(roster(PEOPLE[:3]), PARTS).to_body())], FRAME),
