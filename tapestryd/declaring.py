@@ -210,7 +210,7 @@ def _change(
     """Change the drop-ins where there are units, then data.paths, and say how it takes effect. Raises ConfigFault, NotAllowed."""
     path, separate = options.config or usual(os.environ, "trainer.toml"), allowance.separate(options.units)
     try:
-        text = with_value(path.read_text(), "data.paths", list(map(str, after))) if before != after else ""
+        text = with_value(path.read_text("utf-8"), "data.paths", list(map(str, after))) if before != after else ""
         changed = drop_ins(options.units, folder) if separate else False
         if text:
             write(path, text.encode(), like=path.stat())

@@ -139,6 +139,18 @@ def test_edit_keeps_only_what_is_good(files: Path) -> None:
     assert config(files, "edit", EDITOR="/absent").returncode == 1
 
 
+def test_files_are_utf_8_in_every_locale(files: Path) -> None:
+    plain = {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    path = files / "tapestryd.toml"
+    path.write_text(path.read_text("utf-8") + "# °C\n", "utf-8")
+    assert config(files, "edit", EDITOR="sed -i '/^#level/s/#level = .info/level = \\x22debug/'", **plain).returncode == 0
+    assert path.read_text("utf-8").endswith("# °C\n")
+    done = config(files, "edit", EDITOR="sed -i 's/°/\\xb0/'", stdin="", **plain)
+    assert (done.returncode, "not a TOML file in UTF-8" in done.stderr) == (1, True)
+    done = config(files, "set", "node.name", "Žižka", **plain)
+    assert (done.returncode, done.stderr) == (1, "Something in it is no text in UTF-8; in a locale such as C.UTF-8 it may be one.\n")
+
+
 def test_diff_against_the_daemon(served: Served, files: Path) -> None:
     served.operator.named = (files / "tapestryd.toml",)
     done = config(files, "diff", socket=served.socket)

@@ -46,7 +46,8 @@ def test_the_latest_lines_and_those_that_come(served: Served, spoken: logging.Lo
     assert [line["number"] for line in json.loads(tapestry(served.socket, "log", "--json").stdout)["lines"]] == [1, 2]
     with running(served.socket, "log", "follow", "--json") as following:
         assert following.stdout is not None
-        assert [json.loads(following.stdout.readline())["number"] for _ in range(2)] == [1, 2]
+        told = [json.loads(following.stdout.readline()) for _ in range(2)]
+        assert [(line["schema"], line["number"]) for line in told] == [(1, 1), (1, 2)]
         spoken.info("three")
         assert json.loads(following.stdout.readline())["message"] == "three"
     assert tapestry(served.socket.with_name("absent"), "log", "follow").returncode == 3

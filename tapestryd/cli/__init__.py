@@ -44,6 +44,8 @@ def _asked(options: argparse.Namespace) -> int:
     try:
         code: int = options.verb(options, Client(options.socket or default_socket(os.environ)))
         return code
+    except UnicodeError:
+        raise LocalFault("Something in it is no text in UTF-8; in a locale such as C.UTF-8 it may be one.") from None
     except (KeyError, TypeError, ValueError) as error:
         raise LocalFault(f"The daemon's answer is not one that tapestry {__version__} understands ({error!r}).") from None
 

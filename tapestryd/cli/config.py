@@ -158,28 +158,28 @@ def _named(options: argparse.Namespace, client: Client) -> Side:
 
 def edit(options: argparse.Namespace, client: Client) -> int:
     side = sides(options, client)[1] if options.trainer else network_side(options, client)
-    before = side.text()
+    before = side.text().encode()
     command = shlex.split(os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi")
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder, side.path.name)
-        draft.write_text(before)
+        draft.write_bytes(before)
         while True:
             try:
                 status = subprocess.call([*command, str(draft)])
             except OSError as error:
                 raise LocalFault(f"{command[0]}: {error.strerror}; name an editor in $EDITOR.") from None
-            text = draft.read_text()
-            if status or text == before:
+            new = draft.read_bytes()
+            if status or new == before:
                 print("Nothing was changed." if not status else f"{command[0]} ended with {status}; nothing was changed.")
                 return Exit.FAILED if status else Exit.OK
             try:
-                side.loaded(text.encode())
+                side.loaded(new)
                 break
             except ConfigFault as fault:
                 print(fault, file=sys.stderr)
                 if not sys.stdin.isatty() or input("Edit again? [Y/n] ").strip().lower().startswith("n"):
                     raise LocalFault(f"{side.path} is as it was.") from None
-    _write(side, text)
+    _write(side, new.decode())
     how = "`tapestry reload` takes up what can be." if side.name == "tapestryd" else f"It takes effect with: {side.restart}."
     print(f"{side.path} is written. {how}")
     return Exit.OK

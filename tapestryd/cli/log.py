@@ -42,7 +42,7 @@ def follow(options: argparse.Namespace, client: Client) -> int:
                 raise
             lines, away = [], True
         for line in lines:
-            print(json.dumps(line, ensure_ascii=False) if options.json else _text(line), end="\n" if options.json else "", flush=True)
+            print(json.dumps({"schema": SCHEMA, **line}, ensure_ascii=False) + "\n" if options.json else _text(line), end="", flush=True)
             last = line["number"]
         time.sleep(_POLL_S)
 
