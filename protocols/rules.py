@@ -332,4 +332,5 @@ def _shown(value: object) -> str:
 def _toml(value: object) -> str:
     if isinstance(value, list):
         return "[\n" + "".join(f"    {_toml(item)},\n" for item in value) + "]"
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # TOML wants this one escaped too
+    text = json.dumps(value, ensure_ascii=False)
+    return "".join(char if char.isprintable() else f"\\U{ord(char):08x}" for char in text)  # TOML wants some escaped, terminals all

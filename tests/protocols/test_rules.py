@@ -48,6 +48,7 @@ def test_any_text_survives_toml(name: str, note: str) -> None:
     if name == "b\x7f\x00\n":
         return
     assert RunRules.from_toml(made.to_toml()) == made
+    assert all(line.isprintable() for line in made.to_toml().split("\n"))
 
 
 def test_rules_from_a_peer_are_of_the_hash_that_was_asked_for() -> None:
