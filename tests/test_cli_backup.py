@@ -6,11 +6,13 @@ import os
 import subprocess
 import sys
 import tarfile
+from contextlib import suppress
 from pathlib import Path
+from random import Random
 
 import pytest
 
-from tapestryd.cli.packing import unpack
+from tapestryd.cli.packing import Kept, pack, unpack
 from tapestryd.config import Release
 from tapestryd.errors import LocalFault
 from tapestryd.host.keys import Identity
@@ -127,6 +129,23 @@ def test_a_byte_that_differs_is_found(tmp_path: Path) -> None:
             unpack(tmp_path / "y")
     with pytest.raises(LocalFault, match="No such file"):
         unpack(tmp_path / "absent")
+
+
+def test_whatever_bit_of_it_is_lost(tmp_path: Path) -> None:
+    rng = Random(1)
+    data = pack("", 0, {f"state/{number}": Kept(rng.randbytes(5_000) + b"abc" * 3_000, 0o600, "", "") for number in range(8)})
+    for _ in range(500):
+        bent = bytearray(data)
+        bent[rng.randrange(len(bent))] ^= 1 << rng.randrange(8)
+        (tmp_path / "x").write_bytes(bent)
+        with suppress(LocalFault):  # a bit of the date is none that is checked
+            unpack(tmp_path / "x")
+
+
+def test_a_peer_that_a_terminal_would_obey(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(pack("12D3\x1b[2J", 0, {}))
+    with pytest.raises(LocalFault, match="its peer is none"):
+        unpack(tmp_path / "x")
 
 
 def test_a_key_goes_out_comes_in_and_is_changed(tmp_path: Path) -> None:

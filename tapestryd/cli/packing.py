@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import tarfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,7 @@ def unpack(path: Path) -> Pack:
             return _read(archive)
     except OSError as error:
         raise LocalFault(f"{path}: {error.strerror or error}.") from None
-    except (tarfile.TarError, EOFError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (tarfile.TarError, zlib.error, EOFError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise LocalFault(f"{path}: not as `tapestry backup create` wrote it, or damaged ({str(error)[:200]}).") from None
 
 
@@ -82,8 +83,10 @@ def _read(archive: tarfile.TarFile) -> Pack:
     for name, one in listed.items():
         if hashlib.sha256(found[name]).hexdigest() != one["sha256"]:
             raise ValueError(f"{name} is not what it was")
+    if not (peer_id := str(manifest["peer_id"])).isprintable():
+        raise ValueError("its peer is none")
     files = {name: Kept(found[name], one["mode"] & 0o777, str(one["user"]), str(one["group"])) for name, one in listed.items()}
-    return Pack(str(manifest["peer_id"]), int(manifest["made_ms"]), files)
+    return Pack(peer_id, int(manifest["made_ms"]), files)
 
 
 def _is_name(name: str) -> bool:
