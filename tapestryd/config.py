@@ -186,7 +186,8 @@ class Evaluate:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Local progress (model, optimizer moments, data position): at most this many seconds of it die with a crash."""
+    """Local progress (model, optimizer moments, data position) is saved where training begins anew, `every_s` after the last time or later,
+    and so seldom that it takes a twentieth of the time at most. What was made since dies with a crash."""
 
     dir: Path = Path("/var/lib/tapestry-train")
     every_s: float = 60.0

@@ -1,11 +1,13 @@
 """The trainer's own checkpoint: one file per run, replaced whole or not at all, and one trainer at a time.
 
-Temp, fsync, rename. A file that cannot be read back is set aside with a warning, and training starts from the
+Temp, fsync, rename. It is as large as the model and more, and takes its time; beside it stands, in some bytes, what of it has been
+overtaken since. A file that cannot be read back is set aside with a warning, and training starts from the
 Shared Base: local progress is worth little, a wrong state much. Knows nothing of what the state means.
 """
 
 import hashlib
 import io
+import json
 import logging
 import os
 from collections.abc import Callable
@@ -14,8 +16,8 @@ from typing import Any
 
 import torch
 
-from tapestryd.errors import StateFault
-from tapestryd.host.files import locked, sync
+from tapestryd.errors import DiskFull, StateFault
+from tapestryd.host.files import locked, sync, write
 
 log = logging.getLogger(__name__)
 
@@ -23,13 +25,16 @@ FORMAT = 2
 
 
 class Checkpoint:
-    """`folder`/<run_id>/local.pt, and the lock that keeps a second trainer out; held until `close` or the process ends."""
+    """`folder`/<run_id>/local.pt, `replaced` beside it, and the lock that keeps a second trainer out; held until `close` or the process
+    ends."""
 
     def __init__(self, folder: Path, run_id: str, *, waiting: Callable[[], None]) -> None:
         """Waits for another trainer to end, as `files.locked`. Raises StateFault."""
         self.folder = folder / run_id
         self._run_id = run_id
         self._file = self.folder / "local.pt"
+        self._overtaken = self.folder / "replaced"
+        self._replaced: set[int] = set()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = locked(self.folder / "lock", waiting)
@@ -52,13 +57,26 @@ class Checkpoint:
                 os.fsync(file.fileno())
             partial.replace(self._file)
             sync(self.folder)
+            self._forget()
         except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
             partial.unlink(missing_ok=True)
             log.warning("checkpoint not written to %s (%s); local progress since the last one would die with a crash", self._file, error)
 
+    def replaced(self, fragment: int) -> None:
+        """The base took the place of a fragment's local progress, and so of what is saved of it. Where that cannot be written down, what is
+        saved is set aside: it would be learned twice."""
+        if not self._file.exists():
+            return
+        self._replaced.add(fragment)
+        try:
+            write(self._overtaken, json.dumps(sorted(self._replaced)).encode())
+        except (OSError, DiskFull) as error:
+            log.warning("%s cannot be written (%s): the checkpoint is set aside", self._overtaken, error)
+            self.set_aside()
+
     def load(self, restore: Callable[[dict[str, Any]], None]) -> bool:
-        """Hand what was saved for this run to `restore` → True. False: there was nothing, or it could not be read back or
-        restored; then it is set aside as local.damaged."""
+        """Hand what was saved for this run to `restore`, with the fragments of it that were `replaced` since → True. False: there was
+        nothing, or it could not be read back or restored; then it is set aside as local.damaged. Raises MemoryError and torch's own."""
         if not self._file.exists():
             return False
         try:
@@ -69,7 +87,9 @@ class Checkpoint:
             state = torch.load(self._file, map_location="cpu", weights_only=True)
             if not isinstance(state, dict) or (state.get("format"), state.get("run_id")) != (FORMAT, self._run_id):
                 raise ValueError("it is of another run or another version")
-            restore(state)
+            if self._overtaken.exists():
+                self._replaced = set(json.loads(self._overtaken.read_bytes()))
+            restore(state | {"replaced": sorted(self._replaced)})
             return True
         except (MemoryError, torch.OutOfMemoryError):
             raise  # another program's doing, more likely than not: the next start may have room
@@ -82,6 +102,11 @@ class Checkpoint:
         """Rename what is saved to local.damaged, so that the next start begins at the Shared Base."""
         if self._file.exists():
             self._file.replace(self._file.with_suffix(".damaged"))
+        self._forget()
+
+    def _forget(self) -> None:
+        self._overtaken.unlink(missing_ok=True)
+        self._replaced.clear()
 
     def close(self) -> None:
         os.close(self._lock)

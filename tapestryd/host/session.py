@@ -38,6 +38,9 @@ IDLE_S = 60.0
 SKIPS_MAX = 10
 """So many steps in a row without a finite loss and gradient end the trainer."""
 
+_SAVING = 20
+"""Of so many seconds one at most goes into checkpoints, however large the model is."""
+
 _MEMORY = 0.95
 """Of the running mean of the loss: about the last 20 steps count."""
 
@@ -116,7 +119,7 @@ class Session:
         self._unwritten = 0
         """Refusals that the ledger has not been told of yet."""
         self._evaluated: int | None = None
-        self._saved_s = choices.clock()
+        self._saved_s, self._saving_s = choices.clock(), 0.0
         self._beat_s, self._beat_tokens = choices.clock(), 0
         if checkpoint.load(self._restore):
             log.info("going on from the checkpoint: steps=%d tokens=%d", self._totals.steps, self._totals.tokens)
@@ -209,12 +212,13 @@ class Session:
         self._replica.adopt(base.fragment, new, keep=base.keep)
         if not base.keep:
             self._mark(base.fragment)
+            self._checkpoint.replaced(base.fragment)  # or, from an older one, what was committed would be learned twice
         self._based = self._dirty = True
         every = self._choices.evaluate.every
         if every and (self._evaluated is None or abs(base.height - self._evaluated) >= every):
             self._evaluated = base.height
             self._evaluate(base.height)
-        self._save(at_once=not base.keep)  # from an older one, what was committed would be learned twice
+        self._save(at_once=False)
 
     def _evaluate(self, height: int) -> None:
         found = self._replica.evaluate(self._choices.evaluate.tokens)
@@ -313,10 +317,10 @@ class Session:
 
     def _save(self, *, at_once: bool) -> None:
         now = self._choices.clock()
-        if not (self._dirty and (at_once or now - self._saved_s >= self._choices.checkpoint_every_s)):
+        if not (self._dirty and (at_once or now - self._saved_s >= max(self._choices.checkpoint_every_s, _SAVING * self._saving_s))):
             return
         self._checkpoint.save({"replica": self._replica.state(), "totals": asdict(self._totals), "private": self._budget is not None})
-        self._saved_s, self._dirty = now, False
+        self._saved_s, self._saving_s, self._dirty = now, self._choices.clock() - now, False
 
     def _restore(self, state: dict[str, Any]) -> None:
         told = dict(state["totals"])
@@ -327,6 +331,10 @@ class Session:
             raise ValueError("its steps were without differential privacy")
         self._replica.restore(state["replica"])
         self._totals = totals
+        for fragment in state["replaced"]:
+            self._replica.adopt(fragment, self._replica.theta[self._part(fragment)], keep=False)
+            self._mark(fragment)
+            totals.new_steps, totals.new_tokens, totals.new_loss = 0, 0, 0.0
 
     def _told(self, loss: float) -> float:
         """What the other side hears of a loss: of private text nothing, which is 0."""

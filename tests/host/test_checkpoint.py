@@ -84,6 +84,41 @@ def test_what_cannot_be_restored_is_set_aside(tmp_path: Path) -> None:
     assert not checkpoint.load(refuse)
 
 
+def test_what_was_replaced_since_is_known_until_the_next_save(tmp_path: Path) -> None:
+    checkpoint = opened(tmp_path)
+    checkpoint.replaced(3)
+    assert not (checkpoint.folder / "replaced").exists()
+    checkpoint.save({"n": 1})
+    for fragment in (2, 0, 2):
+        checkpoint.replaced(fragment)
+    checkpoint.close()
+    again = opened(tmp_path)
+    state = read(again)
+    assert state is not None
+    assert state["replaced"] == [0, 2]
+    again.replaced(1)
+    state = read(again)
+    assert state is not None
+    assert state["replaced"] == [0, 1, 2]
+    again.save({"n": 2})
+    state = read(again)
+    assert state is not None
+    assert (state["n"], state["replaced"]) == (2, [])
+
+
+def test_what_was_replaced_and_cannot_be_told_is_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    checkpoint = opened(tmp_path)
+    checkpoint.save({"n": 1})
+    checkpoint.replaced(2)
+    (checkpoint.folder / "replaced").write_text("[2")
+    assert read(checkpoint) is None
+    checkpoint.save({"n": 2})
+    (checkpoint.folder / "replaced.new").mkdir()
+    checkpoint.replaced(2)
+    assert "the checkpoint is set aside" in caplog.text
+    assert read(checkpoint) is None
+
+
 def test_a_checkpoint_of_another_run_is_not_taken(tmp_path: Path) -> None:
     checkpoint = opened(tmp_path)
     checkpoint.save({"n": 1})

@@ -42,7 +42,7 @@ Begin = Callable[[Home], Daemon]
 
 
 def home_of(folder: Path, rules: str = FIRST) -> Home:
-    """No checkpoint but behind a BASE without keep, and no evaluation."""
+    """No checkpoint but at its end, and no evaluation."""
     return Home(folder, evaluate=0, every="1h", release=rules)
 
 

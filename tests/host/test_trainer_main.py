@@ -159,8 +159,37 @@ def test_checkpoints_are_written_no_oftener_than_asked(tmp_path: Path, daemons: 
     assert home.saved.exists()
 
 
+def test_what_was_committed_since_a_checkpoint_is_not_learned_again(tmp_path: Path, daemons: list[Daemon]) -> None:
+    """It is not written anew for that; of the other fragment it keeps what it had."""
+    home = Home(tmp_path, every="1h")
+    daemon = ready(home, daemons)
+    daemon.base(keep=True)
+    daemon.send(Train(0, 0))
+    daemon.next(Beat)
+    daemon.send(Quit())
+    assert daemon.end() == 0
+    saved = home.saved.stat()
+    second = ready(home, daemons)
+    second.base(keep=True)
+    second.send(Stop(0, 1))
+    before = second.next(Delta)
+    assert before.norm > 0
+    second.send(Base(1, 1, False))
+    second.send(Stop(1, 1))
+    assert nothing(second.next(Delta), 1, 1)
+    assert home.saved.stat().st_mtime_ns == saved.st_mtime_ns
+    second.socket.send(b"no order")
+    assert second.end() != 0
+    third = ready(home, daemons)
+    third.base(1, keep=True)
+    third.send(Stop(2, 1))
+    assert nothing(third.next(Delta), 2, 1)
+    third.send(Stop(3, 0))
+    assert third.next(Delta).norm > 0
+
+
 def test_what_was_committed_is_not_learned_again_after_a_crash(tmp_path: Path, daemons: list[Daemon]) -> None:
-    """However seldom checkpoints are wanted: there is one behind each commit."""
+    """Before there is a checkpoint at all."""
     home = Home(tmp_path, every="1h")
     daemon = ready(home, daemons)
     daemon.base(keep=True)
