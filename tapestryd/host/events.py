@@ -21,6 +21,7 @@ from tapestryd.host.route import Refusal, finite
 KEPT = 1_000
 """Events in memory. A story takes about 2 KiB; a round has one, and half a dozen changes of state."""
 LISTENERS = 32
+"""At each door: whoever may only look at the page takes no room from who may open the socket."""
 WRITE_S = 10.0
 IDLE_S = 15.0
 """After so long without an event a comment is sent, so that both sides notice who went away."""
@@ -34,7 +35,7 @@ class Events:
         self._boot = boot_ms
         self._last = 0
         self._kept: deque[bytes] = deque(maxlen=KEPT)
-        self._listeners: set[asyncio.Event] = set()
+        self._listeners: dict[asyncio.Event, web.Application] = {}
         self._status: Status | None = None
         self._closed = False
 
@@ -55,11 +56,11 @@ class Events:
 
     async def listen(self, request: web.Request, since: str, status: bool) -> web.StreamResponse:
         """Everything after the event `since` ("": from now on), until the listener goes or is dropped. `status`: each Status, too."""
-        if len(self._listeners) >= LISTENERS:
+        if list(self._listeners.values()).count(request.app) >= LISTENERS:
             raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, f"{LISTENERS} others listen already; close one of them")
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"})
         wake = asyncio.Event()
-        self._listeners.add(wake)
+        self._listeners[wake] = request.app
         try:
             await response.prepare(request)
             await self._tell(response, wake, since, status)
@@ -67,7 +68,7 @@ class Events:
             if request.transport is not None:
                 request.transport.abort()
         finally:
-            self._listeners.discard(wake)
+            del self._listeners[wake]
         return response
 
     async def _tell(self, response: web.StreamResponse, wake: asyncio.Event, since: str, status: bool) -> None:

@@ -1,6 +1,7 @@
 """What is noticed, told as server-sent events over a real socket: to all, in order, once, and to nobody who is too slow."""
 
 import asyncio
+import http.client
 import json
 import socket
 from collections.abc import Iterator
@@ -157,6 +158,17 @@ def test_who_is_slow_is_dropped_and_the_others_are_not(served: Served, listener:
                 pass
     tell(served, 7)
     assert listener.next()[1]["round"] == 7
+
+
+def test_who_listens_at_the_page_takes_no_room_at_the_socket(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "LISTENERS", 1)
+    connection = http.client.HTTPConnection(served.dashboard.web.url.removeprefix("http://").rstrip("/"), timeout=10)
+    with closing(connection):
+        connection.request("GET", "/v1/events")
+        assert connection.getresponse().status == 200
+        with closing(Listener(served.socket)) as here:
+            tell(served, 7)
+            assert here.next()[1]["round"] == 7
 
 
 def test_no_more_listeners_than_there_is_room_for(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
