@@ -213,7 +213,7 @@ def _change(
         text = with_value(path.read_text("utf-8"), "data.paths", list(map(str, after))) if before != after else ""
         changed = drop_ins(options.units, folder) if separate else False
         if text:
-            write(path, text.encode(), like=path.stat())
+            write(path.resolve(), text.encode(), like=path.stat())
     except ConfigFault as fault:
         raise ConfigFault(f"{path}: {fault}") from None
     except PermissionError as error:

@@ -139,6 +139,16 @@ def test_edit_keeps_only_what_is_good(files: Path) -> None:
     assert config(files, "edit", EDITOR="/absent").returncode == 1
 
 
+def test_a_link_to_a_file_stays_one(files: Path) -> None:
+    path, kept = files / "tapestryd.toml", files / "kept"
+    kept.mkdir()
+    path.rename(kept / path.name)
+    path.symlink_to(kept / path.name)
+    assert config(files, "set", "node.name", "aspen").returncode == 0
+    assert path.is_symlink()
+    assert 'name = "aspen"' in (kept / path.name).read_text()
+
+
 def test_files_are_utf_8_in_every_locale(files: Path) -> None:
     plain = {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     path = files / "tapestryd.toml"

@@ -139,7 +139,7 @@ def _write(side: Side, text: str) -> None:
     from tapestryd.host.files import write
 
     try:
-        write(side.path, text.encode(), like=side.path.stat())
+        write(side.path.resolve(), text.encode(), like=side.path.stat())  # a link stays one
     except PermissionError:
         raise NotAllowed(f"{side.path}: only root may change it; use sudo.") from None
 
