@@ -227,7 +227,7 @@ class Node:
         try:
             await self._libp2p.p2p._client.connect(PeerID.from_base58(peer), addresses)
         except _LOST as error:
-            raise Gone(f"cannot dial {peer[-6:]}: {error}") from None
+            raise Gone(f"cannot dial {peer[-6:]}: {' '.join(str(error).split())}") from None  # p2pd has a line for each address
 
     async def open(self, peer: str, verb: str) -> Stream:
         """A stream to `peer`'s handler of `verb`. Raises Gone if it cannot be had within IO_S, or `peer` is banned here."""
