@@ -43,16 +43,16 @@ class Inner:
         self._parameters = list(model.parameters())
         self.kind, self.why = Optimizer.ADAMW, "the run rules ask for plain AdamW"
         if inner.optimizer == "adamw8bit":
-            fault = _fault_of_8bit(self._parameters[0].device)
-            self.kind = Optimizer.ADAMW_FALLBACK if fault else Optimizer.ADAMW8BIT
-            self.why = (
-                f"bitsandbytes does not work here ({fault}), plain AdamW instead"
-                if fault
-                else "8-bit state by bitsandbytes, 32-bit for embeddings and vectors"
-            )
+            if fault := _fault_of_8bit(self._parameters[0].device):
+                self.kind, self.why = Optimizer.ADAMW_FALLBACK, f"bitsandbytes does not work here ({fault}), plain AdamW instead"
+            else:
+                self.kind, self.why = Optimizer.ADAMW8BIT, "8-bit state by bitsandbytes, 32-bit for embeddings and vectors"
         embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-        narrow = [p for p in self._parameters if p.dim() >= 2 and id(p) not in embeddings and self.kind == Optimizer.ADAMW8BIT]
-        wide = [p for p in self._parameters if not any(p is other for other in narrow)]
+
+        def eight(parameter: nn.Parameter) -> bool:
+            return self.kind == Optimizer.ADAMW8BIT and parameter.dim() >= 2 and id(parameter) not in embeddings
+
+        narrow, wide = [p for p in self._parameters if eight(p)], [p for p in self._parameters if not eight(p)]
         decay = float(inner.weight_decay)
         settings: dict[str, Any] = {"lr": float(inner.lr), "betas": (float(inner.beta1), float(inner.beta2)), "eps": EPS}
         groups = [
@@ -88,11 +88,17 @@ class Inner:
         return {"kind": int(self.kind), "optimizers": [optimizer.state_dict() for optimizer in self._optimizers]}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Raises ValueError when `state` is of another kind of optimizer or another model."""
+        """Raises ValueError, or whatever torch does, and changes nothing, when `state` is of another kind of optimizer or another model."""
         if state["kind"] != int(self.kind):
             raise ValueError(f"optimizer state of kind {state['kind']}, where this is {self.kind.name}")
-        for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        before = [optimizer.state_dict() for optimizer in self._optimizers]
+        try:
+            for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
+        except Exception:
+            for optimizer, saved in zip(self._optimizers, before, strict=True):
+                optimizer.load_state_dict(saved)
+            raise
 
 
 def _adamw8bit() -> Any:
