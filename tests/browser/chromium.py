@@ -73,7 +73,7 @@ class Browser:
                 tall = self.run("return document.documentElement.scrollHeight")
                 self.size(width, max(900, min(tall, 6000)))
                 self.run("return new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
-                assert self.run("return document.documentElement.scrollWidth <= innerWidth"), f"{name}: wider than {width} px"
+                assert self.run("return document.documentElement.scrollWidth") <= width, f"{name}: wider than {width} px"
                 self.driver.save_screenshot(str(self.shots / f"{name}-{width}-{scheme}.png"))
         self.size(1280)
 
