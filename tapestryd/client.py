@@ -13,7 +13,7 @@ import shutil
 import socket
 import struct
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import quote
@@ -107,7 +107,8 @@ class Client:
                     connection.request(method, target, json.dumps(body), {"Content-Type": "application/json"})
                 elif body is not None:
                     length = str(os.fstat(body.fileno()).st_size)
-                    connection.request(method, target, body, {"Content-Type": "application/octet-stream", "Content-Length": length})
+                    with suppress(BrokenPipeError, ConnectionResetError):  # it may have refused all of it before it had read it
+                        connection.request(method, target, body, {"Content-Type": "application/octet-stream", "Content-Length": length})
                 else:
                     connection.request(method, target)
                 yield connection.getresponse()

@@ -405,6 +405,28 @@ def test_what_the_daemon_says_is_a_sentence(words: str, said: str) -> None:
     assert client.sentence(words) == said
 
 
+def test_a_file_that_is_refused_before_it_was_read(tmp_path: Path) -> None:
+    """As aiohttp does it with one that takes longer than it has patience for."""
+    problem = b'{"detail": "genesis.base takes too much"}'
+    head = b"HTTP/1.1 507 Full\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(problem)
+    with socket.socket(socket.AF_UNIX) as server, (tmp_path / "file").open("wb") as file:
+        file.truncate(64 << 20)
+        server.bind(str(tmp_path / "s.sock"))
+        server.listen()
+
+        def serve() -> None:
+            connection, _address = server.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(head + problem)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with pytest.raises(LocalFault, match=r"^genesis\.base takes too much\.$"):
+            client.Client(tmp_path / "s.sock").put("/v1/founded/genesis.base", tmp_path / "file")
+        thread.join(10)
+
+
 def test_a_stranger_on_the_socket(tmp_path: Path) -> None:
     """Something else than a tapestryd answers."""
     head = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"
