@@ -8,6 +8,7 @@ import argparse
 import gzip
 import json
 import os
+import shutil
 import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,7 +35,6 @@ from tapestryd.program import ended, run_id
 from tapestryd.screen import clean, labelled, number, short, table
 
 STATE_DIR = Node().state_dir
-_WIDTH = 100
 _ROWS = 20
 
 
@@ -158,11 +158,12 @@ def _show(options: argparse.Namespace, rules: RunRules, account: Account, *, min
         "mine": next((share for share in shares if share["peer"] == mine), None),
         "shares": shares,
     }
-    print(json.dumps(document, ensure_ascii=False, indent=2) if options.json else text(document), end="\n" if options.json else "")
+    width = max(40, shutil.get_terminal_size((100, 24)).columns)
+    print(json.dumps(document, ensure_ascii=False, indent=2) + "\n" if options.json else text(document, width), end="")
     return Exit.OK
 
 
-def text(found: Mapping[str, Any]) -> str:
+def text(found: Mapping[str, Any], width: int) -> str:
     """An account's document on one screen."""
     first, last = found["heights"]
     whole = sum(share["weight_ppm"] for share in found["shares"])
@@ -183,7 +184,7 @@ def text(found: Mapping[str, Any]) -> str:
         for one in found["shares"][:_ROWS]
     ]  # fmt: skip
     more = [f"… and {len(found['shares']) - _ROWS} more: --json"] if len(found["shares"]) > _ROWS else []
-    return "\n".join([*labelled(sections, _WIDTH), "", *table([head, *rows], _WIDTH), *more]) + "\n"
+    return "\n".join([*labelled(sections, width), "", *table([head, *rows], width), *more]) + "\n"
 
 
 def _line(one: Mapping[str, Any], whole: int) -> list[str]:

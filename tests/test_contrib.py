@@ -12,6 +12,7 @@ import pytest
 from protocols.accounts import opening
 from tapestryd import contrib
 from tapestryd.host.files import write
+from tapestryd.screen import columns
 from tests.lineages import PEOPLE
 from tests.scripted import STATUS, Served
 from tests.test_audit import ROUNDS, Kept
@@ -70,7 +71,9 @@ def test_names_are_of_those_who_gave_themselves_one(kept: Kept, served: Served) 
     assert {share["peer"]: share["name"] for share in json.loads(done.stdout)["shares"]} == {
         person.peer: "ada\x1b[31m" if person is PEOPLE[0] else "" for person in PEOPLE[:3]
     }
-    assert "ada?[31m" in tapestry(served.socket, "contrib", "--state", str(kept.state)).stdout
+    shown = tapestry(served.socket, "contrib", "--state", str(kept.state), COLUMNS="40").stdout
+    assert "ada?[31m" in shown
+    assert max(map(columns, shown.splitlines())) == 40
 
 
 def test_evidence_proves_the_same_elsewhere(kept: Kept, run: RunIt, tmp_path: Path) -> None:
