@@ -352,7 +352,7 @@ class Daemon:
                 run_id = await self._open(str(self._inbox.folder / "run.toml") if target == FOUNDED else target)
             finally:
                 self._inbox.clear()
-        return f"Joining run {run_id[:12]}."
+        return f"Joining run {run_id[:12]}.{self._next_start()}"
 
     async def leave(self) -> str:
         async with self._changing:
@@ -361,7 +361,10 @@ class Daemon:
             run_id = self.session.store.run_id
             await self._end_session()
             self._state.current = ""
-        return f"Left run {run_id[:12]}; its files stay in {self._state.path / 'runs' / run_id}."
+        return f"Left run {run_id[:12]}; its files stay in {self._state.path / 'runs' / run_id}.{self._next_start()}"
+
+    def _next_start(self) -> str:
+        return " At the next start run.join of the configuration has the last word." if self.config.run.join else ""
 
     def files(self) -> tuple[Path, ...]:
         return self._choices.files

@@ -39,12 +39,12 @@ def test_a_full_disk_costs_the_peers_last_seen_and_not_the_session(tmp_path: Pat
     daemon._state.close()
 
 
-async def begun(folder: Path) -> tuple[Daemon, "asyncio.Task[None]"]:
-    """One that runs in this process, and is in no run."""
+async def begun(folder: Path, join: str = "") -> tuple[Daemon, "asyncio.Task[None]"]:
+    """One that runs in this process, and is in no run but `join`."""
     flags = {
         "node.state_dir": str(folder / "state"), "api.socket": str(folder / "api.sock"), "trainer.enabled": "false",
         "network.listen": f"/ip4/127.0.0.1/tcp/{free_port()}", "dashboard.enabled": "false", "metrics.listen": "",
-        "sandbox.require": "false",
+        "sandbox.require": "false", "run.join": join,
     }  # fmt: skip
     daemon = Daemon(lambda: load_daemon((), {}, flags), Notifier("", 0.0), "none", None)
     running = asyncio.create_task(daemon.run())
@@ -80,6 +80,29 @@ def test_a_run_that_cannot_be_kept_on_disk_is_not_joined(tmp_path: Path, monkeyp
                 await daemon.join(str(Invite(RUN, ())))
         assert daemon.session is None
         await daemon.join(str(Invite(RUN, ())))
+        await daemon.shutdown()
+        await running
+
+    go(work)
+
+
+def test_a_run_of_the_configuration_is_joined_again_at_the_next_start(tmp_path: Path) -> None:
+    """Which whoever leaves it, or joins by hand, is told."""
+    invite, told = str(Invite(RUN, ())), " At the next start run.join of the configuration has the last word."
+
+    async def work() -> None:
+        daemon, running = await begun(tmp_path, invite)
+
+        async def joined() -> bool:
+            return daemon.session is not None
+
+        await until(joined)
+        assert (await daemon.leave()).endswith(f"{RUN}.{told}")
+        assert await daemon.join(invite) == f"Joining run {RUN[:12]}.{told}"
+        await daemon.shutdown()
+        await running
+        daemon, running = await begun(tmp_path / "other")
+        assert await daemon.join(invite) == f"Joining run {RUN[:12]}."
         await daemon.shutdown()
         await running
 
