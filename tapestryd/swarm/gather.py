@@ -107,7 +107,8 @@ class Gathering:
         parked.changed.set()
         await stream.send({"accepted": True})
         try:
-            answer = await asyncio.wait_for(asyncio.shield(parked.answer), self._hold_s)
+            async with asyncio.timeout(self._hold_s):
+                answer = await asyncio.shield(parked.answer)
         except TimeoutError:
             if parked.callers.get(stream.peer) is claim:
                 del parked.callers[stream.peer]
@@ -168,7 +169,8 @@ class Gathering:
         while not set(others) <= set(parked.callers) and loop.time() < closes:
             parked.changed.clear()
             with suppress(TimeoutError):
-                await asyncio.wait_for(parked.changed.wait(), max(0.0, closes - loop.time()))
+                async with asyncio.timeout_at(closes):  # wait_for of Python 3.11 can swallow a cancellation
+                    await parked.changed.wait()
         for peer in [peer for peer in parked.callers if self._node.door.shut(peer)]:  # banned since it called
             del parked.callers[peer]
         try:

@@ -101,13 +101,15 @@ class Stream:
         """The next message, its head at most `head_bytes`, its body at most `body_bytes`. `timeout`: until its first byte, in seconds.
         `moved(bytes)` is told how much of the body there is, as it comes."""
         try:
-            lengths = await asyncio.wait_for(self._reader.readexactly(_LENGTHS.size), timeout)
+            async with asyncio.timeout(timeout):
+                lengths = await self._reader.readexactly(_LENGTHS.size)
             self._came(len(lengths))
             head_size, size = _LENGTHS.unpack(lengths)
             if head_size > head_bytes or size > body_bytes:
                 most = f"at most {head_bytes} and {body_bytes}"
                 raise Refused(Reason.TOO_LARGE, f"{self.verb}: head of {head_size}, body of {size} bytes; {most}")
-            head = await asyncio.wait_for(self._reader.readexactly(head_size), limits.IO_S)
+            async with asyncio.timeout(limits.IO_S):
+                head = await self._reader.readexactly(head_size)
             self._came(len(head))
             body = bytearray(size)
             at = enough = 0

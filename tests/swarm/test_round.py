@@ -106,16 +106,20 @@ def test_one_member_silent_at_the_call_the_others_go_on(tmp_path: Path) -> None:
 
 
 def test_a_gathering_dropped_while_it_leads_keeps_nothing(tmp_path: Path) -> None:
-    """Paused in the middle of leading, often: no call is held for good, and the next round gathers as ever."""
+    """Paused in the middle of leading, often, also just as somebody calls: no call is held for good, nobody is given a roster that we
+    have left, and the next round gathers as ever."""
 
     async def work() -> None:
         async with peers(tmp_path, 2, average_ms=9000) as found:
             leader, other = by_lead(found)
             before = leader.keeper.base.tip.base  # type: ignore[union-attr]
             seen = leader.candidates(others(leader, found))
-            for _ in range(5):
+            for later in range(5):
                 leading = asyncio.create_task(leader.gathering.perform(0, 0, before, seen, BLANK, [30.0, 60.0]))
-                await asyncio.sleep(0)
+                await asyncio.sleep(0.01)
+                leader.gathering._parked[0, before].changed.set()
+                for _ in range(later):
+                    await asyncio.sleep(0)
                 leading.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await leading
