@@ -62,13 +62,12 @@ def parser() -> argparse.ArgumentParser:
         help=f"may be repeated: {', '.join(CONSTRAINTS)}",
     )  # fmt: skip
     one = verbs.add_parser("list", help="the data sets of data.paths, and whether they may be contributed")
-    one.set_defaults(verb=listing)
-    one.add_argument("--json", action="store_true", help="print one document")
-    _config(one)
-    one = verbs.add_parser("verify", help="read every file, and say what is not as it was recorded")
-    one.set_defaults(verb=verify)
-    one.add_argument("folders", type=Path, nargs="*", metavar="DIR", help="data sets (default: those of data.paths)")
-    _config(one)
+    two = verbs.add_parser("verify", help="read every file, and say what is not as it was recorded")
+    two.add_argument("folders", type=Path, nargs="*", metavar="DIR", help="data sets (default: those of data.paths)")
+    for each, verb in ((one, listing), (two, verify)):
+        each.set_defaults(verb=verb)
+        each.add_argument("--json", action="store_true", help="print one document")
+        _config(each)
     for name, change, text in (
         ("allow", allow, "let the trainer read a folder, and hide it from the daemon"), ("forbid", forbid, "take that back")
     ):  # fmt: skip
@@ -173,13 +172,15 @@ def verify(options: argparse.Namespace) -> int:
     roots = options.folders or [found.root for found in datasets.datasets(paths) if found.manifest]
     if not roots:
         raise ConfigFault("nothing is declared in data.paths; `tapestry data add DIR` declares a data set")
-    code = Exit.OK
+    found = dict[str, list[str]]()
     for root in roots:
         datasets.manifest(root)
-        wrong = datasets.differences(root)
-        print("\n".join(map(clean, wrong or [f"{root}: as it was recorded"])), flush=True)
-        code = Exit.FAILED if wrong else code
-    return code
+        wrong = found[str(root)] = datasets.differences(root)
+        if not options.json:
+            print("\n".join(map(clean, wrong or [f"{root}: as it was recorded"])), flush=True)
+    if options.json:
+        print(json.dumps({"schema": SCHEMA, "differences": found}, ensure_ascii=False, indent=2))
+    return Exit.FAILED if any(found.values()) else Exit.OK
 
 
 def allow(options: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ node's identity; what a Member's key signs is never read as a node's word, nor t
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from protocols import limits
 from protocols.canonical import is_digest
+from protocols.control import SCHEMA
 from protocols.identity import public_key
 from protocols.membership import Delegation, to_file
 from protocols.refusal import Refused
@@ -47,6 +49,8 @@ def parser() -> argparse.ArgumentParser:
     )
     one.add_argument("-o", dest="out", type=_file, required=True, metavar="delegation.json", help="the same file for all these nodes")
     one.set_defaults(verb=delegate)
+    for one in verbs.choices.values():
+        one.add_argument("--json", action="store_true", help="print one document")
     return p
 
 
@@ -64,7 +68,11 @@ def _file(text: str) -> Path:
     return Path(text)
 
 
-def new(options: argparse.Namespace) -> list[str]:
+Told = tuple[dict[str, object], list[str]]
+"""The document, and the same as lines of text."""
+
+
+def new(options: argparse.Namespace) -> Told:
     path: Path = options.key
     if path.exists():
         raise ConfigFault(f"{path} is there already, and a key is never overwritten; name another file")
@@ -73,14 +81,15 @@ def new(options: argparse.Namespace) -> list[str]:
     except OSError as error:
         raise ConfigFault(f"{path}: {error.strerror}") from None
     print(f"{path} is the key: keep it offline, and a copy of it. Who has it speaks for the Member; lost, nobody does.", file=sys.stderr)
-    return [_member(path).peer_id]
+    return show(options)
 
 
-def show(options: argparse.Namespace) -> list[str]:
-    return [_member(options.key).peer_id]
+def show(options: argparse.Namespace) -> Told:
+    member = _member(options.key).peer_id
+    return {"member": member}, [member]
 
 
-def delegate(options: argparse.Namespace) -> list[str]:
+def delegate(options: argparse.Namespace) -> Told:
     member, now = _member(options.key), now_ms()
     if options.out.exists() and options.out.samefile(options.key):
         raise ConfigFault(f"-o {options.out} is the key itself; name another file")
@@ -96,7 +105,8 @@ def delegate(options: argparse.Namespace) -> list[str]:
     except OSError as error:
         raise ConfigFault(f"{options.out}: {error.strerror}") from None
     until = datetime.fromtimestamp(ends_ms / 1000, UTC)
-    return [
+    document = {"member": member.peer_id, "run": run, "nodes": options.nodes, "epoch": epoch, "not_after_ms": ends_ms}
+    return document, [
         f"{len(made)} of this Member's nodes in run {run[:12]}, until {until:%Y-%m-%d %H:%M} UTC, epoch {epoch}:",
         *(f"  {delegation.node}" for delegation in made),
         f"Put {options.out} on each of them, where run.delegation in its tapestryd.toml says; no restart is needed for that.",
@@ -132,11 +142,11 @@ def _run(text: str, member: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
-    return ended(lambda: _print(options.verb(options)), "tapestry member")
+    return ended(lambda: _print(options, *options.verb(options)), "tapestry member")
 
 
-def _print(lines: list[str]) -> int:
-    print("\n".join(lines))
+def _print(options: argparse.Namespace, document: dict[str, object], lines: list[str]) -> int:
+    print(json.dumps({"schema": SCHEMA, **document}, indent=2) if options.json else "\n".join(lines))
     return 0
 
 

@@ -64,10 +64,13 @@ def test_a_data_set_is_declared_listed_and_verified(machine: Machine) -> None:
     (found,) = json.loads(machine.said("list", "--json", *config))["datasets"]
     assert (found["manifest"]["class"], found["bytes"], found["contributed"]) == ("sovereign", 7, "members")
     assert machine.said("verify", *config) == f"{machine.data}: as it was recorded\n"
+    assert json.loads(machine.said("verify", "--json", *config)) == {"schema": 1, "differences": {str(machine.data): []}}
     (machine.data / "a.txt").write_text("another\n")
     done = machine.tapestry("verify", *config)
     assert (done.returncode, done.stdout) == (1, f"{machine.data}/a.txt: changed since it was recorded\n")
-    assert machine.tapestry("verify", "data").returncode == 1
+    done = machine.tapestry("verify", "data", "--json")
+    changed = [f"{machine.data}/a.txt: changed since it was recorded"]
+    assert (done.returncode, json.loads(done.stdout)["differences"]) == (1, {"data": changed})
     assert "among" not in machine.said("add", "data")
     assert machine.said("verify", "data").endswith("as it was recorded\n")
     assert sorted(path.name for path in machine.data.iterdir()) == ["a.txt", RECORD, MANIFEST]

@@ -1,5 +1,6 @@
 """`tapestry member` as a process: keys that are made once and stay private, delegations that peers take, faults in one sentence."""
 
+import json
 import os
 import subprocess
 import sys
@@ -61,6 +62,16 @@ def test_all_nodes_get_one_file_of_one_epoch(tmp_path: Path) -> None:
     assert owner(second, run=RUN, members=[member], node=BO, at_ms=first.not_after_ms) == member
     assert f"epoch {first.epoch}" in done.stdout
     assert ADA in done.stdout
+
+
+def test_each_has_a_document(tmp_path: Path) -> None:
+    made_ = json.loads(tapestry(tmp_path, "member", "new", "north.key", "--json").stdout)
+    assert json.loads(tapestry(tmp_path, "member", "show", "north.key", "--json").stdout) == made_
+    told = json.loads(delegate(tmp_path, "--run", RUN, "--node", ADA, "--json").stdout)
+    (only,) = from_file((tmp_path / "delegation.json").read_bytes(), verify)
+    assert told == made_ | {
+        "schema": 1, "run": RUN, "nodes": [ADA], "epoch": only.epoch, "not_after_ms": only.not_after_ms
+    }  # fmt: skip
 
 
 def test_the_run_may_be_named_by_its_rules(tmp_path: Path) -> None:
