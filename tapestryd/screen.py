@@ -199,10 +199,11 @@ def _heading(status: Doc, width: int, colour: bool) -> str:
 
 
 def _why(status: Doc) -> list[str]:
-    """Each reason in words, and when it ends, where that is known."""
+    """Each reason in words, and when it ends, where that is known; also what would hold it if nothing else was in the way."""
     meanings = {reason: f"{reason}: {says}" for reason, says in REASONS.items()}
-    meanings |= {hold["reason"]: f"{hold['reason']}: {hold['says']}{_lasts(hold['left_s'])}" for hold in status["policy"]["holds"]}
-    said = [meanings.get(reason, reason) for reason in status["reasons"]]
+    holds = {hold["reason"]: f"{hold['reason']}: {hold['says']}{_lasts(hold['left_s'])}" for hold in status["policy"]["holds"]}
+    waiting = [reason for reason in holds if status["state"] not in ("training", "averaging") and reason not in status["reasons"]]
+    said = [(meanings | holds).get(reason, reason) for reason in (*status["reasons"], *waiting)]
     return [*said, "this node trains nothing, as trainer.enabled says"] if status["state"] == "serving" else said
 
 

@@ -358,3 +358,12 @@ def test_of_a_run_whose_rules_are_awaited_only_the_id_is_told() -> None:
     run = Run(RUN.id, "", "fetching", 0, 0, "", 0.0, RUN.invite, 0, 0, 0)
     shown = screen.render(replace(JOINING, run=run).to_json(), width=80, colour=False)
     assert "\nRun        abababab   fetching the rules\n" in shown
+
+
+def test_what_would_hold_it_is_said_before_it_can_train() -> None:
+    policy = Policy(holds=(Hold("user", "the operator asked for it", 7200.0),))
+    for status, before in ((IDLE, ""), (JOINING, "31700 is open between the machines\n           ")):
+        shown = screen.render(replace(status, policy=policy).to_json(), width=80, colour=False)
+        assert f"{before or 'Why        '}user: the operator asked for it, for another 2h\n" in shown
+    averaging = screen.render(replace(AVERAGING, policy=policy).to_json(), width=80, colour=False)
+    assert "the operator asked for it" not in averaging

@@ -21,7 +21,9 @@ export function banner({ status, heard }, gone) {
   text(at("glyph"), gone ? "?" : (GLYPHS[state] ?? "○"));
   text(at("state"), gone ? "no answer" : state);
   fill(at("lead"), sentence(gone ? silent : (LEADS[state]?.(run) ?? "")));
-  fill(at("reasons"), gone ? [] : reasons.map((reason) => make("li", {}, ...prose(why(reason, status, heard)))));
+  const held = state === "training" || state === "averaging" ? [] : status.policy.holds.map(({ reason }) => reason);
+  const all = gone ? [] : [...new Set([...reasons, ...held])];
+  fill(at("reasons"), all.map((reason) => make("li", {}, ...prose(why(reason, status, heard)))));
   const { mode, finishing } = status.policy, paused = reasons.includes("user");
   const useful = { pause: !paused, finish: !paused && !finishing, resume: paused || finishing || mode === "never" };
   for (const button of at("buttons").children) button.classList.toggle("idle", !status.run || !useful[button.dataset.do]);
