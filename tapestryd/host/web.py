@@ -82,6 +82,8 @@ class Web:
 
 
 class _Door(asyncio.Protocol):
+    """Lets a connection in or closes it, once it is there: many are accepted at a time, and only then counted one by one."""
+
     def __init__(self, served: web.Server) -> None:
         self._served = served
 
