@@ -245,6 +245,14 @@ class Member:
         """A CatchUp has not been answered yet: until then the base may move under our feet, so nothing is trained on it."""
         self.trouble = ""
         """Why the last catch-up failed, while that matters."""
+        self.empty_handed = 0
+        """Rounds in a row that we had no delta for in time: our steps take too long, or what they made may not leave."""
+
+    @property
+    def counts(self) -> bool:
+        """Whether others are to count on us, and so need our vote for a quorum of those at hand. Behind one slow step still: who comes back
+        uncounted may be of a second crowd. Behind two not: a third of the peers, too slow, would keep all from committing."""
+        return self.empty_handed < 2
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -336,11 +344,13 @@ class Member:
         self.state, self.stepping = State.TRAINING, True
         return [Train(self.round)]
 
+    def _discard(self, reason: str, now_ms: int) -> list[Effect]:
+        self.empty_handed += self.state is State.STOPPING
+        return [Discard(self.round, reason), *self._settle_down(now_ms)]
+
     def _to(self, resting: State) -> list[Effect]:
-        self.state = resting
-        effects: list[Effect] = [Rest()] if self.stepping else []
-        self.stepping = False
-        return effects
+        stepping, self.state, self.stepping, self.empty_handed = self.stepping, resting, False, 0
+        return [Rest()] if stepping else []
 
     def _look(self, event: Event, now_ms: int) -> list[Effect]:
         """JOINING: something changed; see where that leaves us."""
@@ -367,9 +377,9 @@ class Member:
         if now_ms < self.schedule.boundary(self.round):
             return []
         if now_ms >= self.schedule.deadline(self.round):
-            return [Discard(self.round, "late"), *self._settle_down(now_ms)]
+            return self._discard("late", now_ms)
         if self.hindrances or not self._company():
-            return [Discard(self.round, self.hindrances[0] if self.hindrances else "no_peers"), *self._settle_down(now_ms)]
+            return self._discard(self.hindrances[0] if self.hindrances else "no_peers", now_ms)
         self.state, self.stepping = State.STOPPING, False
         return [Stop(self.round)]
 
@@ -377,7 +387,7 @@ class Member:
         assert isinstance(event, Trained)
         if event.round != self.round:
             return []
-        self.state = State.GATHERING
+        self.state, self.empty_handed = State.GATHERING, 0
         return [Gather(self.round)]
 
     def _rostered(self, event: Event, now_ms: int) -> list[Effect]:
@@ -408,19 +418,17 @@ class Member:
 
     def _failed(self, event: Event, now_ms: int) -> list[Effect]:
         assert isinstance(event, Failed)
-        if event.round != self.round:
-            return []
-        return [Discard(self.round, event.reason), *self._settle_down(now_ms)]
+        return self._discard(event.reason, now_ms) if event.round == self.round else []
 
     def _deadline(self, event: Event, now_ms: int) -> list[Effect]:
         if now_ms < self.schedule.deadline(self.round):
             return []
         reason = {State.STOPPING: "slow_step", State.GATHERING: "no_roster", State.REDUCING: "slow_reduce"}.get(self.state, "no_majority")
-        return [Discard(self.round, reason), *self._settle_down(now_ms)]
+        return self._discard(reason, now_ms)
 
     def _trainer_lost(self, event: Event, now_ms: int) -> list[Effect]:
         """STOPPING: the delta will not come. Later stages hold it already and go on without the trainer."""
-        return [Discard(self.round, "trainer"), *self._settle_down(now_ms)]
+        return self._discard("trainer", now_ms)
 
     def _hold(self, event: Event, now_ms: int) -> list[Effect]:
         assert isinstance(event, Held)

@@ -13,7 +13,7 @@ from typing import Any, assert_never
 
 from protocols import limits, rounds
 from protocols.lineage import Entry, Tip
-from protocols.records import Presence
+from protocols.records import ACTIVE, Presence
 from protocols.refusal import Refused
 from protocols.rules import Invite, RunRules
 from protocols.trainer import Checks, Delta, Order, Rest, Stop, Train, Withheld
@@ -241,6 +241,8 @@ class Session:
             return
         tip = self.keeper.base.tip
         state = _PRESENCES.get(member.state) or ("joining" if set(member.reasons) <= {"no_peers"} else "waiting")
+        if state in ACTIVE and not member.counts:
+            state = "waiting"
         record = Presence(
             self.store.run_id, self.node.peer_id, self.config.node.name, state, tip.height if tip else 0, tip.weight if tip else 0,
             tip.base if tip else "", () if self.reach.reachable is False else tuple(self.addresses), __version__, self.roll.own, now_ms(),

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from protocols import limits
+from protocols.canonical import loads
 from protocols.rounds import CatchUpFailed, Event, Failed, Haste, Held, Hindered, State
 from tapestryd import arrival
 from tapestryd import session as session_module
@@ -239,5 +240,26 @@ def test_a_dht_that_takes_no_last_word_keeps_no_trainer(tmp_path: Path, monkeypa
         assert keeping
         await asyncio.wait([keeping], timeout=10)
         assert keeping.cancelled()
+
+    go(work)
+
+
+def test_who_has_had_no_delta_in_time_says_that_it_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        async with session(PEOPLE[0], tmp_path, begin(Line.begin(), tmp_path / "here")) as here:
+            await begun(here)
+            assert here.member
+            told: list[str] = []
+
+            async def published(record: bytes) -> None:
+                told.append(loads(record, limits.RECORD_BYTES)["body"]["state"])
+
+            monkeypatch.setattr(here.node, "publish", published)
+            there = ((State.TRAINING, 1), (State.TRAINING, 2), (State.STOPPING, 2), (State.SYNCING, 2), (State.GATHERING, 0))
+            for state, empty_handed in there:
+                here.member.state, here.member.empty_handed = state, empty_handed
+                await here._announce()
+            here.member.state = State.JOINING
+            assert told == ["training", "waiting", "waiting", "syncing", "averaging"]
 
     go(work)

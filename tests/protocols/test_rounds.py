@@ -289,3 +289,29 @@ def test_the_best_lineage_and_all_who_have_it() -> None:
     assert CatchUp(tip("5x"), ("b", "e")) in member.handle(PeersSeen(peers), 0)
     heavier = Tip(2, 100, "ff" * 32)
     assert CatchUp(heavier, ("f",)) in member_in(State.TRAINING).handle(PeersSeen((*peers, Seen("f", heavier, False))), 0)
+
+
+def test_whoever_has_no_delta_in_time_again_and_again_is_not_counted_on() -> None:
+    """Its step did not end, or what it made may not leave. One that has is at once."""
+    member = member_in(State.STOPPING)
+    counted = []
+    for round, (said, at_ms) in enumerate([(Tick(), 1600), (Failed(1, "withheld"), 2700), (Tick(), 4800), (Trained(3), 5900)]):
+        assert member.state is State.STOPPING
+        member.handle(said, at_ms)
+        counted.append(member.counts)
+        member.handle(Tick(), member.schedule.boundary(round + 1))
+    assert counted == [True, False, False, True]
+
+
+@pytest.mark.parametrize("event", [PeersSeen(()), Held(("battery",))])
+def test_whoever_rests_is_counted_on_when_it_comes_back(event: Event) -> None:
+    """Else two that were slow for a while would wait for one another, and neither have company."""
+    member = member_in(State.STOPPING)
+    member.handle(Tick(), 1600)
+    member.handle(Tick(), 2600)
+    member.handle(Tick(), 3200)
+    assert (member.state, member.counts) == (State.TRAINING, False)
+    member.handle(event, 3300)
+    member.handle(Tick(), 4200)
+    assert member.state in (State.JOINING, State.PAUSED)
+    assert member.counts

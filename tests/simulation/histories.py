@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from protocols.limits import CLOCK_SKEW_MS
 from protocols.membership import member_quorum
-from protocols.rounds import Haste, Held, LeaveAsked, State, TrainerDown, TrainerUp
+from protocols.rounds import Gather, Haste, Held, LeaveAsked, State, Stop, TrainerDown, TrainerUp
 from tests.simulation.ledger import PROGRESS_ROUNDS, Fault
 from tests.simulation.liars import CROWD, FORKING, TRAITS, Liar
 from tests.simulation.peer import Disk, Peer
@@ -187,14 +187,16 @@ def heal(world: World) -> None:
 
 def calm(world: World) -> None:
     """No more faults: liars are gone, but for the crowd that a Member sends to be silent; everybody else is up, in reach, awake, in
-    time and sound. But for one, perhaps: nobody may have to wait for it."""
+    time and sound. But for some, up to half, perhaps, that are too slow, or for one that calls nobody: nobody may have to wait for them."""
     world.tell("calm")
     world.loss, world.late_ms, world.skewed = 0.0, 0, False
     heal(world)
     honest = [peer for peer in world.peers.values() if peer.honest]
-    left_behind = world.rng.choice(honest) if len(honest) > 4 and world.random() < 0.4 else None
-    if left_behind and world.rules.members and not enough(world, [peer for peer in honest if peer is not left_behind]):
-        left_behind = None
+    stuck = world.rng.choice([Stop, Gather]) if len(honest) > 4 and world.random() < 0.4 else None
+    left_behind = world.rng.sample(honest, {None: 0, Gather: 1, Stop: world.rng.randint(1, len(honest) // 2)}[stuck])
+    others = [peer for peer in honest if peer not in left_behind]
+    if all(peer.nat for peer in others) or (world.rules.members and not enough(world, others)):  # they alone could do nothing
+        left_behind = []
     for peer in world.peers.values():
         if isinstance(peer, Liar):
             if not world.rules.members or peer.traits != CROWD:
@@ -207,7 +209,7 @@ def calm(world: World) -> None:
         peer.fuse, peer.asleep_ms, peer.disk_full, peer.wrong = None, 0, False, 0.0
         peer.step_ms, peer.compute_ms, peer.write_ms, peer.fetch_ms = 300, 50, 30, 200
         peer.skew_ms = world.rng.randint(-200, 200)
-        peer.stuck = peer is left_behind
+        peer.stuck = stuck if peer in left_behind else None
         if not peer.up:
             peer.boot()
         elif not peer.member.trainer:

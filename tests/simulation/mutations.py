@@ -206,6 +206,11 @@ def nobody_tells() -> None:
     _set(Peer, "told", lambda self, roster, asker: None)
 
 
+def always_counted() -> None:
+    """Also who never has a delta in time."""
+    _set(rounds.Member, "counts", True)
+
+
 # Roster mode: what is counted by Member is counted by node, or not shared by its nodes.
 
 
@@ -251,6 +256,6 @@ QUICK = (half, roster_only, counted_twice, before_the_quorum, lighter_is_better,
 ALL = (
     *QUICK, majority, present_only, discard_keeps_the_base, no_tie_break, higher_is_better, roster_of_any_base,
     no_gather_deadline, no_stage_deadline, no_certificate, follows_any_weight, takes_rounds_to_come, a_round_twice,
-    base_before_disk, keeps_a_failed_commit, presences_for_ever, goes_back_for_a_snapshot, anybody_leads, nobody_tells,
+    base_before_disk, keeps_a_failed_commit, presences_for_ever, goes_back_for_a_snapshot, anybody_leads, nobody_tells, always_counted,
     most_of_the_nodes_too, coverage_by_node, leaders_by_node, blamed_by_node, a_voice_a_node, most_of_the_voices,
 )  # fmt: skip

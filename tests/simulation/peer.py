@@ -196,8 +196,8 @@ class Peer:
         self.cut: set[str] = set()
         self.nat = False
         self.skew_ms = 0
-        self.stuck = False
-        """Its trainer does not end its step any more; everything else goes on as if."""
+        self.stuck: type[Stop | Gather] | None = None
+        """An effect that it performs no more, so it ends no step, or calls nobody; everything else goes on as if."""
         self.delegation: Delegation | None = None
         self.fuse: int | None = None
         self.disk_full = False
@@ -398,7 +398,7 @@ class Peer:
         """(tip, active, left) of our presence."""
         member = self.member
         resting = member.state in (State.PAUSED, State.LEFT, State.SYNCING)
-        active = not resting and (member.state is not State.JOINING or set(member.reasons) <= {"no_peers"})
+        active = not resting and member.counts and (member.state is not State.JOINING or set(member.reasons) <= {"no_peers"})
         return self.tip, active, member.state is State.LEFT
 
     def publish(self) -> None:
@@ -429,8 +429,10 @@ class Peer:
             self.feed(Tick())
 
     def perform(self, effect: Effect) -> None:
+        if type(effect) is self.stuck:
+            return
         match effect:
-            case Stop(round) if not self.stuck:
+            case Stop(round):
                 self.later(1 + int(self.world.random() * self.step_ms), self.trained, round)
             case Gather():
                 self.gather()
@@ -448,7 +450,7 @@ class Peer:
                 self.resume(self.caught_up(tip, donors), None)
             case Announce():
                 self.publish()
-            case Stop() | Train() | Rest():
+            case Train() | Rest():
                 pass
 
     def trained(self, round: int) -> None:
