@@ -130,7 +130,8 @@ class Pauses:
 
     async def _ask(self, will: Will) -> None:
         self._will = will
-        log.info("asked: %s", will)
+        wanted = "paused" if will.paused else "finishing" if will.finishing else "training"
+        log.info("asked to be %s, mode %s", wanted, will.mode)
         self.look()
         await self._keep()
 

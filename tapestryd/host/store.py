@@ -323,8 +323,9 @@ class RunStore:
         ]
 
     def _superseded(self) -> list[Path]:
-        """The folders of lineages that lost, oldest first."""
-        return sorted(self.path.glob("superseded-*"), key=lambda path: int(path.name.partition("-")[2]))
+        """The folders of lineages that lost, oldest first; not what somebody named after one."""
+        found = (path for path in self.path.glob("superseded-*") if path.name.partition("-")[2].isdecimal())
+        return sorted(found, key=lambda path: int(path.name.partition("-")[2]))
 
     # History.
 

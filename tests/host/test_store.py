@@ -419,6 +419,7 @@ def test_what_was_pruned_while_it_was_read_is_no_trouble(tmp_path: Path) -> None
 
 
 def test_a_superseded_branch_is_kept_where_its_owner_finds_it(tmp_path: Path) -> None:
+    (tmp_path / "superseded-0.bak").mkdir()  # its owner's own
     line = Line.begin()
     run = store_of(line, tmp_path)
     made = _snapshots(line, run, 1)
@@ -432,10 +433,10 @@ def test_a_superseded_branch_is_kept_where_its_owner_finds_it(tmp_path: Path) ->
     assert (tmp_path / "superseded-1" / "snapshots" / "0000000000.base").exists()
     assert len(made) == 1
     run.take_over([])  # nothing is there to be kept
-    assert sorted(path.name for path in tmp_path.glob("superseded-*")) == ["superseded-0", "superseded-1"]
+    assert sorted(path.name for path in tmp_path.glob("superseded-?")) == ["superseded-0", "superseded-1"]
     run.write_entry(line.entries[0][0], *line.entries[0][1])
     run.take_over([])
-    assert sorted(path.name for path in tmp_path.glob("superseded-*")) == ["superseded-1", "superseded-2"]
+    assert sorted(path.name for path in tmp_path.glob("superseded-*")) == ["superseded-0.bak", "superseded-1", "superseded-2"]
 
 
 def _contents(folder: Path) -> dict[str, bytes]:
