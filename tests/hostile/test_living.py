@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from hivemind.p2p.p2p_daemon_bindings.utils import ControlFailure, P2PDaemonError
+from hivemind.p2p.p2p_daemon_bindings.utils import ControlFailure, P2PDaemonError, P2PHandlerError
 from hivemind.utils.timed_storage import get_dht_time
 
 from protocols.canonical import loads
@@ -27,7 +27,7 @@ from tests.people import Person, verify
 from tests.swarm.rooms import now_ms
 
 LIES = ("sign-flipped x10", "NaN", "huge, claimed small", "silent")
-GONE = (OSError, EOFError, TimeoutError, KeyError, ControlFailure, P2PDaemonError)
+GONE = (OSError, EOFError, TimeoutError, KeyError, ControlFailure, P2PDaemonError, P2PHandlerError)
 """What becomes of a liar's words when nobody listens any more."""
 
 
