@@ -12,6 +12,7 @@ from protocols.control import Ban
 from protocols.refusal import Reason
 from tapestryd.config import Trust
 from tapestryd.errors import DiskFull, LocalFault, StateFault
+from tapestryd.host.files import unwritten
 from tapestryd.host.state import StateDir
 from tapestryd.standing import Standing, Trusted
 
@@ -111,8 +112,7 @@ class Doorkeeper:
                 try:
                     await asyncio.to_thread(self._state.keep_bans, now)
                 except (DiskFull, OSError) as error:
-                    why = error.strerror if isinstance(error, OSError) else "the disk is full"
-                    raise StateFault(f"the bans in force cannot be written to {self._state.path}: {why}") from None
+                    raise StateFault(f"the bans in force cannot be written to {self._state.path}: {unwritten(error)}") from None
                 self._written = now
 
 

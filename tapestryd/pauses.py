@@ -13,6 +13,7 @@ from protocols import control
 from protocols.rounds import Haste, Held
 from tapestryd.config import DaemonConfig
 from tapestryd.errors import DiskFull, StateFault
+from tapestryd.host.files import unwritten
 from tapestryd.host.policy import Hold, Moved, Policy, Readings, Reason, Verdict
 from tapestryd.host.state import StateDir
 from tapestryd.host.will import Mode, Will
@@ -142,8 +143,7 @@ class Pauses:
                 try:
                     await asyncio.to_thread(self._state.keep_will, will)
                 except (DiskFull, OSError) as error:
-                    why = error.strerror if isinstance(error, OSError) else "the disk is full"
-                    raise StateFault(f"done, but it cannot be written to {self._state.path}: {why}") from None
+                    raise StateFault(f"done, but it cannot be written to {self._state.path}: {unwritten(error)}") from None
                 self._written = will
 
 

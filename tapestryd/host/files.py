@@ -18,6 +18,11 @@ Move = tuple[Path, Path]
 """From where, to where; both on one file system."""
 
 
+def unwritten(error: DiskFull | OSError) -> str:
+    """Why a file was not written, in a few words, for a sentence that says which."""
+    return "the disk is full" if isinstance(error, DiskFull) else str(error.strerror)
+
+
 @contextmanager
 def saying_disk_full(what: Path) -> Iterator[None]:
     try:
