@@ -99,12 +99,17 @@ def test_cards_and_processors_train_one_base(swarm: list[Peer], tmp_path: Path) 
 
 
 def test_a_card_too_small_is_one_sentence(tmp_path: Path, swarm: list[Peer]) -> None:
-    """Not even one window fits, for what it says of a million tokens: the trainer says so, and the daemon lives."""
-    one = swarm[0]
+    """Not even one window fits, for what it says of a million tokens: each trainer says so, and the daemons live."""
+    two = swarm[:2]
     config = {**CONFIG, "max_position_embeddings": 65_536, "vocab_size": 1_000_000, "tie_word_embeddings": True}
     toml = found(tmp_path / "founder", "--train", "3", "--average", "3", "--sequences", "2", "--tokens", "65536", config=config)
-    one.start(str(toml))
-    one.wait("its sentence", lambda s: any("not enough memory" in said for said in s["health"]), 150)
-    assert "out of memory" in one.log()
-    assert "Traceback" not in one.log()
-    assert one.term() == 0
+    for peer in two:
+        share(peer)
+    two[0].start(str(toml))
+    two[1].start(two[0].invite())
+    for peer in two:
+        peer.wait("its sentence", lambda s: any("not enough memory" in said for said in s["health"]), 120)
+    for peer in two:
+        assert "out of memory" in peer.log()
+        assert "Traceback" not in peer.log()
+        assert peer.term() == 0

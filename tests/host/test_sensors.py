@@ -323,7 +323,8 @@ def stub(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def nvidia(library: Path | None, said: str = "") -> list[Gpu]:
     code = (
         "import json, dataclasses; from tapestryd.host.sensors.nvidia import Nvidia; sensor = Nvidia()\n"
-        "found = sensor.read(1.0, [100]); sensor.close(); assert sensor.read(1.0, [100]) == found\n"
+        "found = sensor.read(1.0, [100]); sensor.close(); again = sensor.read(1.0, [100])\n"
+        "assert [gpu.id for gpu in again] == [gpu.id for gpu in found], again\n"
         "print(json.dumps([dataclasses.asdict(gpu) for gpu in found]))"
     )
     environment = {"PATH": os.environ["PATH"], "NVML_STUB": said} | ({"LD_LIBRARY_PATH": str(library)} if library else {})
