@@ -83,7 +83,7 @@ class TrainerDown:
 
 @dataclass(frozen=True, slots=True)
 class Hindered:
-    """What on this machine forbids averaging now (clock, not_delegated), each time anew; empty: nothing."""
+    """What on this machine forbids averaging now (clock, not_delegated, twin), each time anew; empty: nothing."""
 
     reasons: tuple[str, ...]
 

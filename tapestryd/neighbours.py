@@ -83,6 +83,9 @@ class Neighbours:
         self._fetcher = fetcher
         self._on_proof = on_proof
         self._known: dict[str, _Known] = {}
+        self.own_ms = now_ms()
+        """When our newest record was made. What was said before we began, we said in an earlier life."""
+        self._twin = -math.inf
         self._shunned: dict[str, float] = {}
         """Banned peers that had a record at the last look, and when that was."""
         self._doubts = Doubts(*_DOUBTED_S)
@@ -115,6 +118,8 @@ class Neighbours:
         for peer in [peer for peer, known in self._known.items() if now - known.seen > limits.PRESENCE_MS / 1000]:
             del self._known[peer]  # also when the DHT does not answer
         found = await self._node.look()
+        if self._later(self._node.own):
+            self._twin = now
         self._shunned = {peer: now for peer in found if self._node.door.shut(peer)}
         for peer in [peer for peer in self._known if self._node.door.shut(peer)]:
             del self._known[peer]
@@ -148,6 +153,17 @@ class Neighbours:
                 known.pinged = now
                 self._spawn(self._ping(peer, known))
         self._node.hint({peer: known.presence.addrs for peer, known in self._known.items()})
+
+    def _later(self, own: bytes | None) -> bool:
+        """Whether that is a record by our key that is newer than our newest: we did not make it."""
+        try:
+            return Presence.parse(own, run=self._run, peer=self._node.peer_id, now_ms=now_ms(), verify=self._verify).made_ms > self.own_ms
+        except Refused:
+            return False  # there is none, or anybody's
+
+    def twin(self) -> bool:
+        """Whether another daemon has our identity, or had it until a moment ago: of its records and ours one hides the other."""
+        return time.monotonic() - self._twin < limits.PRESENCE_MS / 1000
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         task = asyncio.create_task(work)

@@ -25,6 +25,7 @@ _HEALTH = {
     "clock": "the clock differs too much from the swarm's median; set it right (NTP), averaging waits",
     "disk_low": "less free disk than storage.min_free; make room, training waits",
     "disk_full": "too little free disk to catch up; make room, it is tried every 30 s",
+    "twin": "another daemon runs with this node's identity: stop one of them for good, or both are banned for voting twice",
     "no_donor": "no peer could show the lineage that it announced; trying again",
 }
 

@@ -232,6 +232,8 @@ class Session:
             found.append("clock")
         if self.roll and self.roll.trouble:
             found.append("not_delegated")
+        if self.neighbours.twin():
+            found.append("twin")
         return found
 
     async def _announce(self) -> None:
@@ -247,6 +249,7 @@ class Session:
             self.store.run_id, self.node.peer_id, self.config.node.name, state, tip.height if tip else 0, tip.weight if tip else 0,
             tip.base if tip else "", () if self.reach.reachable is False else tuple(self.addresses), __version__, self.roll.own, now_ms(),
         )  # fmt: skip
+        self.neighbours.own_ms = max(self.neighbours.own_ms, record.made_ms)
         made = time.monotonic()
         try:
             await self.node.publish(record.to_bytes(self.identity.sign))

@@ -10,4 +10,5 @@ REASONS = {
     "disk_full": "too little free disk to catch up; make room",
     "no_donor": "nobody could show the lineage that was announced; others are asked",
     "not_delegated": "no Member of the run has delegated this node: Health has the command",
+    "twin": "another daemon runs with this node's identity; stop one of them for good",
 }

@@ -3,8 +3,8 @@
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -263,3 +263,39 @@ def test_who_has_had_no_delta_in_time_says_that_it_waits(tmp_path: Path, monkeyp
             assert told == ["training", "waiting", "waiting", "syncing", "averaging"]
 
     go(work)
+
+
+def test_two_daemons_with_one_identity_take_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both notice; when one is gone, the other goes on. What one said itself, also before it was started anew, is no sign of it."""
+    monkeypatch.setattr(limits, "PRESENCE_MS", 3000)
+
+    async def work() -> None:
+        line = Line.begin()
+
+        def one(name: str, *there: Node) -> AbstractAsyncContextManager[Session]:
+            return session(PEOPLE[0], tmp_path, RunStore(tmp_path / name, line.rules.run_id), *there)
+
+        async with session(PEOPLE[1], tmp_path, begin(line, tmp_path / "there")) as there:
+            async with one("before", there.node) as before:
+                await until(lambda: hindered_alike([before], there))
+            async with one("first", there.node) as first:
+                fed: list[Event] = []
+                feed = first.feed
+                monkeypatch.setattr(first, "feed", lambda event: (fed.append(event), feed(event)))
+
+                async def looked() -> bool:
+                    return sum(isinstance(event, Hindered) for event in fed) >= 5  # and it published meanwhile
+
+                await until(looked)
+                assert Hindered(("twin",)) not in fed
+                assert await hindered_alike([first], there)
+                async with one("second", there.node) as second:
+                    await until(lambda: hindered_alike([first, second], there, "twin"))
+                await until(lambda: hindered_alike([first], there))
+
+    go(work)
+
+
+async def hindered_alike(some: Sequence[Session], there: Session, *why: str) -> bool:
+    """Whether `there` has heard of them, and what hinders each is `why`."""
+    return there.neighbours.count() == 1 and all(one.member is not None and one.member.hindrances == why for one in some)

@@ -163,7 +163,8 @@ class Node:
         self._guard.admit = admit
 
     async def look(self) -> dict[str, bytes]:
-        """All records under the run's key, by peer id; at most RECORDS. Asks bootstrap peers that are not yet known."""
+        """All records under the run's key, by peer id; at most RECORDS. Asks bootstrap peers that are not yet known. Ours is no part of
+        it: it is `own`, until the next look."""
         await self._meet()
         if self._libp2p.line.spare_near:
             self._libp2p.line.meet(await self.connections())
@@ -172,7 +173,7 @@ class Node:
                 found = await search(self._dht, self._guard.key, self.door.shut)
         except _LOST as error:
             raise Gone(f"the DHT does not answer: {error}") from None
-        found.pop(self.peer_id, None)
+        self.own = found.pop(self.peer_id, None)
         self._present = set(sorted(found, key=lambda peer: peer not in self._present)[: limits.RECORDS])  # who was there stays
         return {peer: found[peer] for peer in self._present}
 

@@ -29,6 +29,7 @@ export const REASONS = {
   disk_full: () => "too little disk is left to catch up",
   no_donor: () => "no peer could show the lineage that it announced",
   not_delegated: () => "no Member of the run has delegated this node",
+  twin: () => "another daemon runs with this node's identity",
 };
 
 export const REACHABLE = {
