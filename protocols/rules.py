@@ -85,7 +85,7 @@ class Codec:
 class Averaging:
     """`fragments`: the vector is averaged one fragment a round. `aggregation`: clipped (every delta at most as long as
     the median one, then their mean), mean, trimmed or median. `weighting`: uniform, or steps (each delta first scaled to
-    the same number of local steps). What each costs is in aggregation.md.
+    the median number of local steps in a round). What each costs is in aggregation.md.
 
     `min_peers`: no round is begun with fewer. `coverage`: least share of (member, element) pairs in a mean for it to count.
     """
