@@ -85,8 +85,9 @@ _NORMS = re.compile(f"[0-9a-f]{{{CELLS * 8}}}")
 class Claim:
     """What a member says of its contribution before anybody has seen it, and is held to.
 
-    `steps`: local steps since its last delta, of whichever fragment. `rate`: bytes per second that it can reduce with; 0: it cannot be dialled and reduces
-    nothing. `norms`: the L2 norm of each cell of its encoded offer, float32. `delegation`: by its Member; none in an open run.
+    `steps`: local steps since its last delta, of whichever fragment. `rate`: bytes per second that it can reduce with; 0: it cannot be
+    dialled and reduces nothing. `norms`: the L2 norm of each cell of its encoded offer, float32. `delegation`: by its Member; none in
+    an open run.
     """
 
     steps: int

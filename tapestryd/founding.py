@@ -5,6 +5,7 @@ Runs as a program of its own, because the operator's CLI never imports torch. Wr
 """
 
 import argparse
+import json
 import shutil
 import sys
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from protocols import TREATY
 from protocols.canonical import digest
+from protocols.control import SCHEMA
 from protocols.layout import Layout, parse_tensor
 from protocols.lineage import Snapshot, Tip, base_digest
 from protocols.refusal import Refused
@@ -77,6 +79,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--up", type=int, default=8, choices=[4, 8, 32], help="bits an element, delta to reducer (default 8)")
     p.add_argument("--down", type=int, default=8, choices=[4, 8, 32], help="bits an element, mean to everybody (default 8)")
     p.add_argument("--block", type=int, default=256, help="elements that share a scale")
+    p.add_argument("--json", action="store_true", help="print one document")
     return p
 
 
@@ -191,9 +194,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _found(arguments: argparse.Namespace) -> int:
     rules = found(arguments)
     layout = rules.layout()
+    toml, period_s = arguments.out / "run.toml", rules.schedule.period_ms / 1000
+    if arguments.json:
+        told = {"schema": SCHEMA, "run": rules.run_id, "name": rules.name, "rules": str(toml)}
+        print(json.dumps(told | {"elements": layout.elements, "fragments": layout.fragments, "period_s": period_s}, ensure_ascii=False))
+        return 0
     print(f"run {rules.name!r}  {rules.run_id}")
-    print(f"{layout.elements:,} elements in {layout.fragments} fragments; rounds of {rules.schedule.period_ms / 1000:g} s")
-    print(f"start it: tapestry run join {arguments.out / 'run.toml'}")
+    print(f"{layout.elements:,} elements in {layout.fragments} fragments; rounds of {period_s:g} s")
+    print(f"start it: tapestry run join {toml}")
     return 0
 
 

@@ -29,6 +29,19 @@ def test_a_run_clips_and_sends_8_bits(tmp_path: Path) -> None:
     assert made.averaging == Averaging(4, "clipped", "uniform", 2, "0.5")
 
 
+def test_what_was_founded_is_a_document_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    out = tmp_path / "run"
+    assert main([str(out), "--model", str(tmp_path / "config.json"), "--name", "bär", "--tokens", "128", "--train", "20", "--json"]) == 0
+    said = capsys.readouterr().out
+    made = RunRules.from_toml((out / "run.toml").read_text())
+    assert "bär" in said
+    assert json.loads(said) == {
+        "schema": 1, "run": made.run_id, "name": "bär", "rules": str(out / "run.toml"), "elements": made.layout().elements, "fragments": 4,
+        "period_s": made.schedule.period_ms / 1000,
+    }  # fmt: skip
+
+
 def test_the_founder_chooses(tmp_path: Path) -> None:
     made = founded(tmp_path, "--up", "4", "--down", "4", "--aggregation", "median", "--weighting", "steps")
     assert made.codec == Codec(4, 4, 256)
