@@ -150,14 +150,17 @@ class Averaging:
         assert r.meeting is not None
         exchange, meeting, roster = r.exchange, r.meeting, r.exchange.roster
 
-        lies: set[int] = set()
+        failed: set[int] = set()
 
         async def compute(blobs: list[bytes]) -> Vote:
             try:
                 mean, coverage = await asyncio.to_thread(exchange.mean, blobs)
             except BadPart as fault:
-                lies.add(fault.part)
+                failed.add(fault.part)
                 self._node.refused(fault, "part", roster.reducers[fault.part])
+                raise
+            except Refused:  # coverage: whose parts leave out so many?
+                failed.update(exchange.thin(blobs))
                 raise
             r.step = await asyncio.to_thread(self._keeper.base.next, r.fragment, mean)
             return Vote(
@@ -170,7 +173,8 @@ class Averaging:
         try:
             r.vote, r.certificate = await self._settlement.perform(meeting, compute, r.present, by)
         except Unsettled:
-            self._gathering.lost(roster, [peer for part, peer in enumerate(roster.reducers) if part not in meeting.blobs or part in lies])
+            failed |= {part for part in range(len(roster.reducers)) if part not in meeting.blobs or part in meeting.repaired}
+            self._gathering.lost(roster, [roster.reducers[part] for part in failed])
             raise
         return Settled(r.number)
 

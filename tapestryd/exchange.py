@@ -107,6 +107,12 @@ class Exchange:
                     raise BadPart(part, Reason.NORM, f"a cell of part {part} has norm {norm:.3g}, of such offers at most {bound:.3g}")
         return mean, found
 
+    def thin(self, blobs: Sequence[bytes]) -> list[int]:
+        """The parts that by themselves have less than the rule's coverage."""
+        members, least = len(self.roster.members), float(self.rules.averaging.coverage) * 1_000_000
+        contributors = [in_bitmap(blob[:BITMAP_BYTES], members) for blob in blobs]
+        return [part for part, places in enumerate(contributors) if coverage_ppm([1], [places], self.roster.owners) < least]
+
     def residual(self, blobs: Sequence[bytes]) -> Tensor:
         """What we still owe after a commit: the codec's error where we are in the mean, the whole delta where we are not."""
         left = self.offer.owed.clone()

@@ -182,9 +182,11 @@ def test_error_feedback_makes_up_for_the_codec(bits: int, top: int) -> None:
 def test_coverage_below_the_rule_is_refused() -> None:
     made = exchanges(4, reducers=2)
     assert made[0].mean(reduced(made, {0: {1, 2}, 1: {0, 3}}))[1] == 500_000
+    thin = reduced(made, {0: {1, 2, 3}, 1: {0, 3}})
     with pytest.raises(Refused) as refused:
-        made[0].mean(reduced(made, {0: {1, 2, 3}, 1: {0, 3}}))
+        made[0].mean(thin)
     assert refused.value.reason is Reason.OUT_OF_RANGE
+    assert made[0].thin(thin) == [0]
 
 
 @pytest.mark.parametrize(

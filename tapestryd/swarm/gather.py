@@ -82,7 +82,7 @@ class Gathering:
         self._parked: dict[tuple[int, str], _Parked] = {}
 
     def lost(self, roster: Roster, failed: Sequence[str]) -> None:
-        """That round is lost. `failed`: reducers whose parts never came, or were lies."""
+        """That round is lost. `failed`: reducers whose parts did not come in time, or cost us the round by what they were."""
         self._silence.lost(roster, failed, self._node.peer_id)
 
     async def serve(self) -> None:

@@ -131,7 +131,10 @@ class Settlement:
         included; `by`: loop time. Raises Unsettled with the reason."""
         await self._repair(meeting, by)
         try:
-            vote = await compute([meeting.blobs[part] for part in range(len(meeting.slices))])
+            async with asyncio.timeout_at(by):
+                vote = await compute([meeting.blobs[part] for part in range(len(meeting.slices))])
+        except TimeoutError:  # too late for anybody: the last part came so, or we are too slow
+            raise Unsettled("no_majority") from None
         except Refused as refused:
             raise Unsettled(refused.reason.value if refused.reason is not Reason.OUT_OF_RANGE else "coverage") from None
         signed = Signed.make("vote", vote.to_body(), self._node.peer_id, self._sign)

@@ -1,7 +1,7 @@
 """Reducers that failed us: whom we lead may send and receive, but reduces nothing for some rounds. Pure. It is counted by owner:
 a Member with many nodes fails once, and not once with each.
 
-Nobody can prove that a part did not come, so nobody is charged with it: it costs standing nothing, and an honest
+Nobody can prove that a part did not come, or when it came, so nobody is charged with it: it costs standing nothing, and an honest
 peer whose line failed loses nothing either, for others reduce its part. What is saved is the rounds of everybody else.
 """
 
@@ -23,8 +23,8 @@ class Silence:
         self._ours = now
 
     def lost(self, roster: Roster, failed: Collection[str], me: str) -> None:
-        """That round is lost; the parts of `failed` never came, or were lies. If those are of more than half of the owners that
-        reduce, it is our own line, or a partition."""
+        """That round is lost; the parts of `failed` did not come in time, or were lies, or left out so many that coverage was too
+        low. If those are of more than half of the owners that reduce, it is our own line, or a partition."""
         owners = dict(zip(roster.members, roster.owners, strict=True))
         reducing = {owners[peer] for peer in roster.reducers}
         if owners[me] in reducing:

@@ -4,20 +4,23 @@ see is bounded by what was claimed."""
 import asyncio
 import math
 import struct
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from protocols.canonical import loads
+from protocols.canonical import digest, loads
 from protocols.grouping import BITMAP_BYTES, Roster
 from protocols.rounds import Failed
-from protocols.settling import quorum
+from protocols.settling import part_body, quorum
+from tapestryd.base import SharedBase
 from tapestryd.swarm import silence
-from tests.hostile.liar import read
+from tests.hostile.liar import framed, read
 from tests.hostile.world import Turn, World, fought, idle
 from tests.people import RATE
 from tests.swarm.rooms import go, until
@@ -100,19 +103,82 @@ def test_a_silent_reducer_loses_one_round_and_not_the_next(tmp_path: Path, monke
         turn = here.next()
         assert await here.play(turn, reduces(here, turn, lambda *_: None)) == [Failed(turn.number, "missing_part")] * 3
         assert here.counted() == [{}] * 3
-        turn = here.next()
-
-        async def insists() -> None:
-            head = await here.liar.call(turn.order[0], turn.number, turn.before.base, here.liar.claim(here.offer(turn), rate=RATE))
-            assert loads(head, 1 << 10)["refused"] == "silent"
-
-        here.agreed(await here.play(turn, insists()))
+        await reduces_no_more(here)
         assert here.liar.peer not in here.last().roster.members
         turn = here.next()
         here.agreed(await here.play(turn, sends(here, turn)))
         assert here.liar.peer in set(here.last().roster.members) - set(here.last().roster.reducers)
 
     go(fought(tmp_path, 3, work, average_ms=6000))
+
+
+def test_a_reducer_that_leaves_all_others_out_loses_one_round_and_not_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some that claim to be fast could else keep a run below its coverage for as long as they like."""
+    monkeypatch.setattr(silence, "FIRST_ROUNDS", 1000)
+
+    async def work(here: World) -> None:
+        turn = here.next()
+        assert await here.play(turn, reduces(here, turn, lambda _, part: bits(0b1000)(part))) == [Failed(turn.number, "coverage")] * 3
+        assert here.counted() == [{}] * 3
+        await reduces_no_more(here)
+
+    go(fought(tmp_path, 3, work, average_ms=6000, coverage="0.9"))
+
+
+def test_a_part_that_comes_too_late_to_vote_loses_one_round_and_not_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody gets it from its reducer, who votes; whoever then asks it gets the part, but has no time left for what leads from it to
+    a vote. That may be long: here it is longer than settling."""
+    monkeypatch.setattr(silence, "FIRST_ROUNDS", 1000)
+    plain = SharedBase.next
+
+    def slow(*args: Any) -> Any:
+        time.sleep(8)
+        return plain(*args)
+
+    async def work(here: World) -> None:
+        turn = here.next()
+        with monkeypatch.context() as patch:
+            patch.setattr(SharedBase, "next", slow)
+            assert await here.play(turn, votes_and_then_gives(here, turn)) == [Failed(turn.number, "no_majority")] * 3
+        assert here.now_ms() < here.rules.schedule.deadline(turn.number) + 3000
+        assert all(peer.averaging._last.meeting.repaired for peer in here.honest)  # type: ignore[union-attr]
+        await reduces_no_more(here)
+
+    go(fought(tmp_path, 3, work, average_ms=9000))
+
+
+async def votes_and_then_gives(here: World, turn: Turn) -> None:
+    """No part of ours on the stream that an offer came on; but to whoever asks for it behind our vote."""
+    liar, offer, ours = here.liar, here.offer(turn), list[bytes]()
+    roster = await here.joins(turn, liar.claim(offer, rate=RATE))
+    liar.answer("reduce", liar.reducing(here.rules, roster, offer, lambda _, part: ours.append(part)))
+    slices = roster.slices(offer.owed.numel(), here.rules.codec.block)
+    others = [(peer, offer.part(*at)) for peer, at in zip(roster.reducers, slices, strict=True) if peer != liar.peer]
+    heads = await asyncio.gather(*(liar.offer(peer, roster.digest, part) for peer, part in others))
+    parts = {peer: loads(head, 9999)["made"]["body"]["digest"] for (peer, _), (head, _) in zip(others, heads, strict=True)}
+    parts[liar.peer] = digest(ours[0])
+    made = liar.signed("part", part_body(roster, roster.reducers.index(liar.peer), parts[liar.peer]))
+
+    async def gives(_: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read(reader)
+        writer.write(framed({"made": made}, ours[0]))
+        await writer.drain()
+
+    liar.answer("part", gives)
+    vote = liar.vote(roster, [parts[peer] for peer in roster.reducers], height=turn.before.height + 1, weight=4)
+    await asyncio.gather(*(liar.ask(peer.node.peer_id, "vote", vote) for peer in here.honest))
+    await asyncio.Event().wait()
+
+
+async def reduces_no_more(here: World) -> None:
+    """The next round: the liar calls and would reduce, is told that it will not, and stays away."""
+    turn = here.next()
+
+    async def insists() -> None:
+        head = await here.liar.call(turn.order[0], turn.number, turn.before.base, here.liar.claim(here.offer(turn), rate=RATE))
+        assert loads(head, 1 << 10)["refused"] == "silent"
+
+    here.agreed(await here.play(turn, insists()))
 
 
 def test_a_part_that_one_honest_member_got_is_everybodys(tmp_path: Path) -> None:

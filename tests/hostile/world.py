@@ -133,9 +133,9 @@ async def idle() -> None:
 
 
 @asynccontextmanager
-async def world(folder: Path, count: int, *, average_ms: int) -> AsyncIterator[World]:
+async def world(folder: Path, count: int, *, average_ms: int, **averaging: object) -> AsyncIterator[World]:
     """`count` honest members at genesis, and a liar that knows where they live. Gathering takes at most a third of `average_ms`."""
-    made, base = fresh(plain_rules(2, 8, aggregation="clipped"))
+    made, base = fresh(plain_rules(2, 8, aggregation="clipped", **averaging))
     prefix = "tapestry/1/hostile"
     async with nodes(folder, count, prefix) as started:
         evil = await Liar.start(PEOPLE[-1], folder, prefix)
@@ -184,13 +184,13 @@ def quiet() -> Iterator[None]:
 
 
 def fought(
-    folder: Path, count: int, work: Callable[[World], Coroutine[Any, Any, None]], *, average_ms: int = 12_000
+    folder: Path, count: int, work: Callable[[World], Coroutine[Any, Any, None]], *, average_ms: int = 12_000, **averaging: object
 ) -> Callable[[], Coroutine[Any, Any, None]]:
     """`work` in a world that logs no error, and with all honest peers alive in the end."""
 
     async def main() -> None:
         with quiet():
-            async with world(folder, count, average_ms=average_ms) as here:
+            async with world(folder, count, average_ms=average_ms, **averaging) as here:
                 await work(here)
                 assert all(peer.node.alive for peer in here.honest)
 

@@ -146,6 +146,7 @@ class Meeting:
         self.offers: set[str] = {me}
         self.waiting: list[Peer] = []
         self.parts: dict[int, Part] = {}
+        self.repaired: set[int] = set()
         self.ballots: dict[str, tuple[Vote, tuple[Part, ...]]] = {}
         self.won: Vote | None = None
         self.listening: list[Peer] = []
@@ -710,13 +711,20 @@ class Peer:
 
     def settling_ends(self, work: Work) -> None:
         if self.work is work and self.member.state is State.SETTLING:
-            self.unsettled(work, "no_majority" if work.vote else "missing_part")
+            self.unsettled(work, "no_majority" if work.computing else "missing_part")
 
     def unsettled(self, work: Work, reason: str) -> None:
         meeting = work.meeting
         assert meeting is not None
-        self.silence.lost(meeting.roster, [peer for place, peer in enumerate(meeting.reducers) if place not in meeting.parts], self.name)
+        failed = {place for place in range(len(meeting.reducers)) if place not in meeting.parts or place in meeting.repaired}
+        if reason == "coverage":
+            failed |= {place for place, (_, places) in meeting.parts.items() if self.covered(meeting, [places]) < COVERAGE_PPM}
+        self.silence.lost(meeting.roster, [meeting.reducers[place] for place in failed], self.name)
         self.stage_ends(work, Failed(work.number, reason))
+
+    @staticmethod
+    def covered(meeting: Meeting, contributors: Sequence[Sequence[int]]) -> int:
+        return coverage_ppm([1] * len(contributors), contributors, meeting.roster.owners)
 
     def repair(self, work: Work) -> None:
         """Fetch what is missing from a voter that agrees with what is here, first from those who voted as most did."""
@@ -739,6 +747,7 @@ class Peer:
                 if part != named[place]:
                     break
                 meeting.parts[place] = part
+                meeting.repaired.add(place)
         work.asking = False
         self.note(meeting)
         self.repair(work)
@@ -755,7 +764,7 @@ class Peer:
         meeting, before = work.meeting, work.before
         assert meeting is not None
         parts = tuple(meeting.parts[place] for place in range(len(meeting.reducers)))
-        coverage = coverage_ppm([1] * len(parts), [places for _, places in parts], meeting.roster.owners)
+        coverage = self.covered(meeting, [places for _, places in parts])
         if coverage < COVERAGE_PPM:
             self.unsettled(work, "coverage")
             return
