@@ -227,9 +227,7 @@ class Session:
             self.feed(rounds.PeersSeen(self.neighbours.seen()))
 
     def _hindrances(self) -> list[str]:
-        found = []
-        if not self.neighbours.clock()[0]:
-            found.append("clock")
+        found = [] if self.neighbours.clock()[0] else ["clock"]
         if self.roll and self.roll.trouble:
             found.append("not_delegated")
         if self.neighbours.twin():
