@@ -16,8 +16,13 @@ from protocols.refusal import Refused
 from protocols.rules import RunRules
 from tapestryd.errors import DiskFull
 from tapestryd.host.store import RunStore
+from tapestryd.swarm.doubts import Doubts
 
 log = logging.getLogger(__name__)
+
+_SPREADS = 8, 512
+"""First, and at most: for how many rounds an epoch that we have seen is news that whoever leads may not have. More: a revoked node
+is longer in rosters of those who have not heard of it. Fewer: a Member that shows its epochs to some only costs more rounds."""
 
 
 class Roll:
@@ -30,6 +35,8 @@ class Roll:
         self.epochs: Epochs = store.load_epochs()
         self._kept = self.epochs
         """As they are on disk."""
+        self._news = Doubts(*_SPREADS)
+        """Members by the rounds for which their latest epoch is."""
         self._rules = rules
         self._run = rules.run_id
         self._store = store
@@ -42,7 +49,7 @@ class Roll:
         """Whose voice `node` has at `at_ms`; Refused if it has none. What it shows of its Member's epoch is remembered."""
         found = owner(delegation, run=self._run, members=self._rules.members, node=node, at_ms=at_ms)
         if delegation is not None:
-            self._learn(delegation)
+            self._learn(delegation, self._rules.schedule.round_at(at_ms))
             self.epochs.check(delegation)
         return found
 
@@ -50,9 +57,12 @@ class Roll:
         self.admit(peer, claim.delegation, self._rules.schedule.boundary(round))
 
     def admit_roster(self, roster: Roster) -> None:
+        """Whom its leader let in may be of a smaller epoch than we have seen, while that is news."""
         roster.check(self._rules)
-        for peer, claim in zip(roster.members, roster.claims, strict=True):
-            self.admit_caller(peer, claim, roster.round)
+        for delegation in roster.delegations(roster.members):
+            self._learn(delegation, roster.round)
+            if not self._news.holds(delegation.member, roster.round):
+                self.epochs.check(delegation)
 
     def seated(self, claims: Mapping[str, Claim]) -> list[str]:
         """Of callers in this order, those whom a roster has places for."""
@@ -61,12 +71,13 @@ class Roll:
     def heard(self, roster: Roster) -> None:
         """Of a log entry that others committed, and which was checked: what they admitted stands, and teaches epochs."""
         for delegation in roster.delegations(roster.members):
-            self._learn(delegation)
+            self._learn(delegation, roster.round)
 
-    def _learn(self, delegation: Delegation) -> None:
+    def _learn(self, delegation: Delegation, round: int) -> None:
         epochs = self.epochs.seen(delegation)
         if epochs is not self.epochs:
             self.epochs = epochs
+            self._news.add(delegation.member, round)
             try:
                 self._keep()
             except DiskFull as full:  # it holds until we end, and is tried again

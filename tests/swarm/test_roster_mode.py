@@ -147,6 +147,22 @@ def test_a_revoked_node_is_out_as_soon_as_the_new_epoch_is_seen(tmp_path: Path) 
     go(work, timeout_s=120)
 
 
+def test_an_epoch_shown_to_all_but_the_leader_stops_nobody(tmp_path: Path) -> None:
+    """North's second node is of a greater epoch, and shows that to some only: who leads lets in the first, and all others know better."""
+
+    def delegate(rules: RunRules) -> list[Delegation]:
+        return [*given(rules, NORTH, ADA, epoch=1), *given(rules, SOUTH, CYD), *given(rules, EAST, DEE)]
+
+    async def work() -> None:
+        async with peers(tmp_path, 4, average_ms=15_000, delegate=delegate) as (ada, _, cyd, dee):
+            _, *led = by_lead([ada, cyd, dee])
+            for peer in set(led) - {ada}:
+                peer.roll.admit(BO.peer, *given(peer.rules, NORTH, BO, epoch=2), peer.rules.schedule.boundary(0))
+            agreed([ada, cyd, dee], await together([ada, cyd, dee], [ada, cyd, dee]))
+
+    go(work)
+
+
 def test_a_leader_that_lets_in_whom_it_likes_has_no_followers(tmp_path: Path) -> None:
     """Eve has no delegation, and the first leader does not mind: its roster is refused, the second leader's holds."""
 
