@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 
 from protocols import TREATY
 from protocols.control import READY, ROUND_RESULTS, STATES, Status, Story
+from protocols.refusal import Reason
 from tapestryd.config import Metrics as Choices
 from tapestryd.host.route import Route
 from tapestryd.host.web import Web
@@ -26,6 +27,7 @@ from tapestryd.settings import endpoint
 
 Labelled = Mapping[str, float]
 
+_REFUSED = {reason.value for reason in Reason}
 _ROUND_S = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1_800)
 
 
@@ -41,16 +43,28 @@ class Metrics:
         self._took = Histogram(
             "tapestry_averaging_round_duration_seconds", "From a round's boundary to its end.", buckets=_ROUND_S, registry=registry
         )
-        self._catch_ups = Counter("tapestry_catch_ups", "Attempts to catch up, by result.", ("result",), registry=registry)
+        self._passed_over = Counter(
+            "tapestry_averaging_leaders_passed_over", "Leaders that gave no roster, and why.", ("reason",), registry=registry
+        )
+        self._repaired = Counter(
+            "tapestry_averaging_parts_repaired", "Parts that came from a voter, and not from their reducer.", registry=registry
+        )
+        self._catch_ups = Counter(
+            "tapestry_catch_ups", "Attempts to catch up, by result, and why they ended early.", ("result", "reason"), registry=registry
+        )
         GCCollector(registry)
         ProcessCollector(registry=registry)
         registry.register(_Picture(status, per_peer))
 
     def told(self, story: Story) -> None:
         if story.result not in ROUND_RESULTS:
-            self._catch_ups.labels(story.result).inc()
+            self._catch_ups.labels(story.result, story.reason.partition(":")[0]).inc()
             return
         self._rounds.labels(story.result, story.reason).inc()
+        for leader in story.silent:
+            word = leader.why.partition(":")[0]  # what is refused begins so; else it is a line that failed, in many words
+            self._passed_over.labels(word if word in _REFUSED else "gone").inc()
+        self._repaired.inc(len(story.repaired))
         if story.took_ms and story.result != "replayed":
             self._took.observe(story.took_ms / 1000)
 

@@ -13,7 +13,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as families
 
-from protocols.control import Disk, Isolation, Status
+from protocols.control import Disk, Isolation, Repaired, Silent, Status
 from tapestryd.config import Metrics as Choices
 from tapestryd.host.metrics import Metrics, scraped
 from tests.host.test_api import ask
@@ -44,8 +44,11 @@ def read(status: Status, per_peer: bool = False) -> dict[str, dict[tuple[str, ..
     """name → values of its labels, in the order of their names → value."""
     metrics = Metrics(lambda: status, per_peer)
     metrics.told(STORY)
-    metrics.told(replace(STORY, result="discarded", reason="late", took_ms=700))
+    silent = (Silent("a", "other_base: a roster on base x"), Silent("b", "no roster in its window"), Silent("c", "x: y"))
+    metrics.told(replace(STORY, result="discarded", reason="late", took_ms=700, silent=silent))
+    metrics.told(replace(STORY, result="committed", took_ms=0, repaired=(Repaired(1, "a"), Repaired(2, "b"))))
     metrics.told(replace(STORY, result="caught_up"))
+    metrics.told(replace(STORY, result="behind", reason="no_donor: the donors' log does not lead there"))
     text, media = metrics.text("")
     assert media.startswith("text/plain; version=")
     found: dict[str, dict[tuple[str, ...], float]] = {}
@@ -62,10 +65,12 @@ def test_they_are_those_of_the_status() -> None:
     assert ("training",) in found["tapestry_state"]
     assert found["tapestry_reason"] == {("no_peers",): 1}
     assert found["tapestry_tokens_total"] == {(): 10_485_760}
-    assert found["tapestry_averaging_rounds_total"] == {("", "committed"): 1, ("late", "discarded"): 1}
+    assert found["tapestry_averaging_rounds_total"] == {("", "committed"): 2, ("late", "discarded"): 1}
+    assert found["tapestry_averaging_leaders_passed_over_total"] == {("other_base",): 1, ("gone",): 2}
+    assert found["tapestry_averaging_parts_repaired_total"] == {(): 2}
     assert found["tapestry_averaging_round_duration_seconds_count"] == {(): 2}
     assert found["tapestry_averaging_round_duration_seconds_sum"][()] == pytest.approx(10.1)
-    assert found["tapestry_catch_ups_total"] == {("caught_up",): 1}
+    assert found["tapestry_catch_ups_total"] == {("", "caught_up"): 1, ("no_donor", "behind"): 1}
     assert found["tapestry_network_transmit_bytes_total"] == {("offer",): 5}
     assert found["tapestry_isolation_check"] == {("data.sockets",): 1, ("network.places",): 0}
     assert found["tapestry_clock_offset_seconds"] == {(): 0.012}
