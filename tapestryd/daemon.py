@@ -9,11 +9,10 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from socket import socket
-from typing import Any
 
 from protocols import limits
 from protocols.control import Ban, Certificate, Reloaded, Setting, Status, Story
@@ -23,6 +22,7 @@ from protocols.rounds import IN_ROUND, Held, State
 from protocols.rules import Invite, prefix_of
 from protocols.trainer import Around
 from tapestryd import __version__
+from tapestryd.beside import Beside
 from tapestryd.bookkeeper import Bookkeeper
 from tapestryd.config import DaemonConfig
 from tapestryd.contacts import Contacts
@@ -83,6 +83,7 @@ class Daemon:
         self._began = time.monotonic()
         self._stopping = asyncio.Event()
         self._failure: BaseException | None = None
+        self._beside = Beside(self._fail)
         self._changing = asyncio.Lock()
         self._line = Line(
             lambda: self.config.network.max_upload_bytes, lambda: self.config.network.max_download_bytes,
@@ -127,11 +128,11 @@ class Daemon:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self._stopping.set)
             loop.add_signal_handler(signal.SIGUSR1, self.logs.toggle_debug)
-            loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(self._heard_hup()))
-            says = self._beside(self._say())
-            counts = self._beside(self._books.run())
+            loop.add_signal_handler(signal.SIGHUP, lambda: self._beside.run(self._heard_hup()))
+            says = self._beside.run(self._say())
+            counts = self._beside.run(self._books.run())
             self._pauses.look()
-            pauses = self._beside(self._pauses.run())
+            pauses = self._beside.run(self._pauses.run())
             try:
                 await self._resume_run()
                 self._notifier.ready()
@@ -177,17 +178,6 @@ class Daemon:
         finally:
             watchdog.cancel()
 
-    def _beside(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
-        """Run `work` beside everything else; what it cannot handle ends the daemon, loudly."""
-
-        async def guarded() -> None:
-            try:
-                await work
-            except Exception as error:
-                self._fail(error)
-
-        return asyncio.create_task(guarded())
-
     async def _resume_run(self) -> None:
         """The run of the configuration, else the one that we were in."""
         target = self.config.run.join or self._state.current
@@ -232,7 +222,7 @@ class Daemon:
         self.session.hold(self._pauses.held)
         if self.config.trainer.enabled:
             self._data_side = DataSide(self.config.trainer.socket, self._around, self._seen)
-            self._seeing = self._beside(self._data_side.run())
+            self._seeing = self._beside.run(self._data_side.run())
         await self.session.start()
         return invite.run_id
 

@@ -20,6 +20,7 @@ from protocols.trainer import Checks, Delta, Order, Rest, Stop, Train, Withheld
 from tapestryd import __version__
 from tapestryd.arrival import fetched
 from tapestryd.averaging import Averaging
+from tapestryd.beside import Beside
 from tapestryd.config import DaemonConfig
 from tapestryd.errors import DiskFull, LocalFault
 from tapestryd.exchange import entry_bytes, offer_bytes, part_bytes
@@ -83,7 +84,7 @@ class Session:
         self._changed: Callable[[], object] = watch.look
         self._keep_peers = keep_peers
         self._failed = failed
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._beside = Beside(failed)
         self._stage: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._published = 0.0
@@ -98,7 +99,7 @@ class Session:
     async def start(self) -> None:
         await self.neighbours.serve()
         self.addresses = await self.node.addresses()
-        self._spawn(self._begin())
+        self._beside.run(self._begin())
 
     async def stop(self, timeout_s: float) -> None:
         """Leave the group: the round at hand is dropped or, if it is being committed, finished; then everything ends."""
@@ -117,25 +118,10 @@ class Session:
                 await asyncio.wait_for(self._left.wait(), stage_s)
         if self._timer:
             self._timer.cancel()
-        for task in list(self._tasks):
-            task.cancel()
+        self._beside.cancel()
         if self.member is not None:  # side by side: none of them is cut off for what another took
             trainer = [self.supervisor.stop(stage_s)] if self.supervisor is not None else []
             await asyncio.gather(self._announce(), self.keeper.stop(), *trainer)
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
-        """Run `work` beside us; what it cannot handle ends the session, loudly."""
-
-        async def guarded() -> None:
-            try:
-                await work
-            except Exception as error:
-                self._failed(error)
-
-        task = asyncio.create_task(guarded())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
 
     async def _begin(self) -> None:
         """Rules, then base from disk, then everything else."""
@@ -165,10 +151,11 @@ class Session:
             self.supervisor = Supervisor(
                 Work(layout, rules.canonical(), self.store.tokenizer()), self.config.trainer.socket,
                 self.config.node.state_dir / "witness.json", self._checked, self._trainer_ready, self._stopped, self._down,
+                self._failed,
             )  # fmt: skip
             self.supervisor.want(self.member.state is not rounds.State.PAUSED)
             self.supervisor.start()
-        self._spawn(self._watch())
+        self._beside.run(self._watch())
 
     def _donors(self) -> list[str]:
         """Those of the invite first: somebody named them, and in roster mode a founder whom nobody has delegated yet has no presence."""
@@ -210,7 +197,7 @@ class Session:
                 self._kept = time.monotonic()
                 self.addresses = await self.node.addresses()
                 self._keep_peers(self.neighbours.addresses())
-                self._spawn(self.reach.ask(self.neighbours.some(), self.addresses))
+                self._beside.run(self.reach.ask(self.neighbours.some(), self.addresses))
             await asyncio.sleep(interval)
 
     async def _refresh(self) -> None:
@@ -322,9 +309,9 @@ class Session:
                     self._stage.cancel()
                 self._over(round, reason)
             case rounds.CatchUp(tip, donors):
-                self._spawn(self._catch_up(tip, donors))
+                self._beside.run(self._catch_up(tip, donors))
             case rounds.Announce():
-                self._spawn(self._announce())
+                self._beside.run(self._announce())
             case _:
                 assert_never(effect)
 
@@ -345,7 +332,7 @@ class Session:
             assert self.supervisor is not None
             self.supervisor.refuse("the data side does not prove its box, and tapestryd.toml requires it ([sandbox])")
         else:
-            self._spawn(self._hand())
+            self._beside.run(self._hand())
 
     async def _hand(self) -> None:
         """Hand the trainer the base; with that it can begin."""
@@ -360,7 +347,7 @@ class Session:
         if isinstance(report, Withheld):
             self.feed(rounds.Failed(report.round, "withheld"))
         else:
-            self._spawn(self._take(report))
+            self._beside.run(self._take(report))
 
     async def _take(self, report: Delta) -> None:
         base, member = self.keeper.base, self.member
@@ -393,7 +380,7 @@ class Session:
                 self._over(round, "")
             self.feed(event)
 
-        self._stage = self._spawn(run())
+        self._stage = self._beside.run(run())
 
     def _replayed(self, entry: Entry, parts: list[bytes]) -> None:
         assert self.roll is not None

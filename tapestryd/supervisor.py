@@ -36,6 +36,7 @@ from protocols.trainer import (
     Withhold,
 )  # fmt: skip
 from tapestryd.base import SharedBase
+from tapestryd.beside import Beside
 from tapestryd.host.trainer import Trainer, Work
 from tapestryd.host.witness import Witness
 
@@ -78,12 +79,13 @@ KEPT = {
 
 class Supervisor:
     """`witness`: the file that remembers where the trainer's ledger is. `on_checks`: what the data side's box holds. `on_ready`: the
-    trainer waits for a base. `on_stopped`: a delta lies in `trainer.delta`, or was withheld. `on_down`: it is gone."""
+    trainer waits for a base. `on_stopped`: a delta lies in `trainer.delta`, or was withheld. `on_down`: it is gone. `failed(error)`: no
+    trainer is kept running any more."""
 
     def __init__(
         self, work: Work, where: Path, witness: Path,
         on_checks: Callable[[Checks], None], on_ready: Callable[[], None], on_stopped: Callable[[Delta | Withheld], None],
-        on_down: Callable[[], None],
+        on_down: Callable[[], None], failed: Callable[[BaseException], None],
     ) -> None:  # fmt: skip
         self._work = work
         self._where = where
@@ -93,7 +95,7 @@ class Supervisor:
         self._on_down = on_down
         self._ended = asyncio.Event()
         self._witness = Witness(witness)
-        self._keeping: set[asyncio.Task[None]] = set()
+        self._beside = Beside(failed)
         self._sharing = asyncio.Lock()
         self._loop_task: asyncio.Task[None] | None = None
         self._wanted = asyncio.Event()
@@ -116,7 +118,7 @@ class Supervisor:
         self.restarts = 0
 
     def start(self) -> None:
-        self._loop_task = asyncio.create_task(self._run())
+        self._loop_task = self._beside.run(self._run())
 
     async def hand(self, base: SharedBase) -> bool:
         """Share the whole base, beneath the trainer's local progress; then, without it, what was committed while nobody was there
@@ -169,7 +171,7 @@ class Supervisor:
             self._wanted.clear()
             if self.trainer is not None:
                 # One that is not ready has nothing to write, and is to be off before it takes the GPU.
-                self._letting_go = asyncio.create_task(self.trainer.stop(_LET_GO_S if self.ready else 0))
+                self._letting_go = self._beside.run(self.trainer.stop(_LET_GO_S if self.ready else 0))
 
     def refuse(self, why: str) -> None:
         """Not this trainer; the next one may be better."""
@@ -240,9 +242,7 @@ class Supervisor:
             case Delta():
                 self._kept = ""
                 self._witness.saw(report.entry, report.chain)
-                task = asyncio.create_task(asyncio.to_thread(self._witness.keep))
-                self._keeping.add(task)
-                task.add_done_callback(self._keeping.discard)
+                self._beside.run(asyncio.to_thread(self._witness.keep))
                 self._on_stopped(report)
             case Withheld():
                 self.withheld += 1

@@ -90,7 +90,7 @@ def test_a_joiner_without_p2pd_ends(tmp_path: Path) -> None:
             here.node._libp2p.process.kill()
 
             async def over() -> bool:
-                return not here._tasks
+                return not here._beside._tasks
 
             await until(over)
 
@@ -232,8 +232,9 @@ def test_a_dht_that_takes_no_last_word_keeps_no_trainer(tmp_path: Path, monkeypa
             await begun(here)
             trainer = Work(line.rules.layout(), line.rules.canonical(), b"")
             here.supervisor = Supervisor(
-                trainer, tmp_path / "nobody", tmp_path / "witness.json", lambda _: None, lambda: None, lambda _: None, lambda: None
-            )
+                trainer, tmp_path / "nobody", tmp_path / "witness.json", lambda _: None, lambda: None, lambda _: None, lambda: None,
+                pytest.fail,
+            )  # fmt: skip
             here.supervisor.start()
             keeping = here.supervisor._loop_task
             monkeypatch.setattr(here.node, "publish", lambda _: asyncio.sleep(30))

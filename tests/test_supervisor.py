@@ -17,7 +17,7 @@ import uvloop
 from protocols.lineage import Tip
 from protocols.trainer import ABI, ALL_FRAGMENTS, SIZE, Base, Delta, Ready, Report, Stop, Train, Withheld, pack, unpack
 from tapestryd.base import SharedBase
-from tapestryd.host.trainer import Work
+from tapestryd.host.trainer import Trainer, Work
 from tapestryd.supervisor import Supervisor
 from tests.host.home import Home, stewarded
 from tests.host.test_lookout import Watcher
@@ -30,10 +30,12 @@ class Watched:
 
     def __init__(self, home: Home, steward: int) -> None:
         self.ready, self.down, self._steward = asyncio.Event(), asyncio.Event(), steward
+        self.failures: list[BaseException] = []
         work = Work(home.layout, home.rules.canonical(), home.tokenizer)
         self.supervisor = Supervisor(
-            work, home.socket, home.data.parent / "witness.json", lambda _: None, self.ready.set, lambda _: None, self.down.set
-        )
+            work, home.socket, home.data.parent / "witness.json", lambda _: None, self.ready.set, lambda _: None, self.down.set,
+            self.failures.append,
+        )  # fmt: skip
 
     @property
     def pid(self) -> int:
@@ -109,6 +111,20 @@ def test_let_go_it_keeps_its_progress_and_its_memory_is_free(home: Home) -> None
 
     with stewarded(home) as steward:
         uvloop.run(asyncio.wait_for(work(steward), 240))
+
+
+def test_when_no_trainer_is_kept_running_any_more_that_is_told(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(*_: object, **__: object) -> None:
+        raise ValueError("no room for its memory")
+
+    async def work() -> None:
+        watched = Watched(home, 0)
+        watched.supervisor.start()
+        await until(lambda: watched.failures)
+        assert str(watched.failures) == "[ValueError('no room for its memory')]"
+
+    monkeypatch.setattr(Trainer, "start", start)
+    uvloop.run(work())
 
 
 def test_wanted_again_before_it_has_ended_and_not_wanted_from_the_start(home: Home) -> None:
