@@ -12,7 +12,7 @@ from protocols import limits
 from protocols.control import Known, Netcheck
 from protocols.refusal import Refused
 from protocols.rules import Invite
-from tapestryd.config import DaemonConfig
+from tapestryd.config import Network
 from tapestryd.errors import LocalFault
 from tapestryd.host.state import StateDir
 from tapestryd.netcheck import judge
@@ -24,19 +24,19 @@ _ASK_AGAIN_S = 20.0
 
 
 class Contacts:
-    """`session()`: of the joined run, if there is one. `config()`: in force."""
+    """`session()`: of the joined run, if there is one. `network()`: of the configuration in force."""
 
-    def __init__(self, state: StateDir, config: Callable[[], DaemonConfig], session: Callable[[], Session | None]) -> None:
-        self._state, self._config, self._session = state, config, session
+    def __init__(self, state: StateDir, network: Callable[[], Network], session: Callable[[], Session | None]) -> None:
+        self._state, self._network, self._session = state, network, session
         self._asking = asyncio.Lock()
 
     def of(self, invite: Invite, own: str) -> list[str]:
         """Where to look for the run; `own`: our peer id."""
-        addresses = dict.fromkeys([*invite.peers, *self._config().network.bootstrap, *self._state.bootstrap])
+        addresses = dict.fromkeys([*invite.peers, *self._network().bootstrap, *self._state.bootstrap])
         return [address for address in addresses if not address.endswith(f"/p2p/{own}")]
 
     def bootstrap(self) -> list[Known]:
-        configured, ours = self._config().network.bootstrap, self._state.bootstrap
+        configured, ours = self._network().bootstrap, self._state.bootstrap
         session = self._session()
         known = session.node.acquainted() if session else set()
         invite = self._remembered().peers if self._state.current else ()
@@ -48,11 +48,11 @@ class Contacts:
         if len(ours) >= limits.ADDRESSES and address not in ours:
             raise LocalFault(f"{limits.ADDRESSES} peers are named already; remove one with `tapestry bootstrap rm`")
         self._state.bootstrap = list(dict.fromkeys([*ours, address]))
-        self._seek()
+        self.seek()
         return f"The run is looked for at {address}, too."
 
     async def remove(self, peer: str) -> str:
-        if any(_peer(address) == peer for address in self._config().network.bootstrap):
+        if any(_peer(address) == peer for address in self._network().bootstrap):
             raise LocalFault(f"{peer} is named by network.bootstrap of the configuration; take it out there, and `tapestry reload`")
         ours, invite = self._state.bootstrap, self._remembered()
         if not any(_peer(address) == peer for address in (*ours, *invite.peers)):
@@ -60,20 +60,16 @@ class Contacts:
         self._state.bootstrap = [address for address in ours if _peer(address) != peer]
         if self._state.current:
             self._state.current = str(Invite(invite.run_id, tuple(address for address in invite.peers if _peer(address) != peer)))
-        self._seek()
+        self.seek()
         return f"The run is no longer looked for at {peer}, unless it is seen again."
 
     async def reset(self) -> str:
         self._state.bootstrap = []
         if self._state.current:
             self._state.current = str(Invite(self._remembered().run_id, ()))
-        self._seek()
-        count = len(self._config().network.bootstrap)
+        self.seek()
+        count = len(self._network().bootstrap)
         return f"Forgotten all but what the configuration names ({count}); peers that are seen are remembered again."
-
-    def reconsider(self) -> None:
-        """The configuration names others."""
-        self._seek()
 
     async def connect(self, address: str) -> str:
         session = self._joined()
@@ -92,7 +88,7 @@ class Contacts:
             raise LocalFault(f"{peer} does not answer: {error}") from None
 
     async def netcheck(self) -> Netcheck:
-        session, network = self._session(), self._config().network
+        session, network = self._session(), self._network()
         if session is None:
             return judge(network.listen, network.announce, {}, (), None, None)
         reach = session.reach
@@ -105,7 +101,8 @@ class Contacts:
         present = session.neighbours.count()
         return judge(network.listen, network.announce, reach.reached, seen, present, round(asked_s, 1) if asked_s < 1e9 else None)
 
-    def _seek(self) -> None:
+    def seek(self) -> None:
+        """Look at whom they now name."""
         session = self._session()
         if session is not None:
             session.node.seek(self.of(self._remembered(), session.node.peer_id))

@@ -112,7 +112,7 @@ class Daemon:
             self._identity = Identity.load_or_make(self._state.path / "identity.key")
             self._door = Doorkeeper(self.config.trust, self._state, now_ms)
             self._books = Bookkeeper(self._state.path / "egress", now_ms)
-            self.contacts = Contacts(self._state, lambda: self.config, lambda: self.session)
+            self.contacts = Contacts(self._state, lambda: self.config.network, lambda: self.session)
             self._pauses = Pauses(self.config, self._state, lambda: now_ms() / 1000, self._busy, lambda: self._books.month, self._hold)
             self._watch = Watch(self.status, now_ms, per_peer=self.config.metrics.per_peer)
             self._inbox = Inbox(self._state.path / "founded", lambda: self.config.storage.min_free_bytes)
@@ -378,7 +378,7 @@ class Daemon:
         self._pauses.amend(config)
         if self.session is not None:
             self.session.config = config
-            self.contacts.reconsider()
+            self.contacts.seek()
             for peer in config.trust.deny:
                 await self.session.node.disconnect(peer)
 

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +9,7 @@ import pytest
 
 from protocols import limits
 from protocols.rules import Invite
-from tapestryd.config import DaemonConfig, Network
+from tapestryd.config import Network
 from tapestryd.contacts import Contacts
 from tapestryd.errors import LocalFault
 from tapestryd.host.state import StateDir
@@ -35,8 +34,8 @@ def state(tmp_path: Path) -> Iterator[StateDir]:
 
 
 def contacts(state: StateDir, *configured: str, session: object = None) -> Contacts:
-    config = replace(DaemonConfig(), network=Network(bootstrap=configured))
-    return Contacts(state, lambda: config, lambda: session)  # type: ignore[arg-type, return-value]
+    network = Network(bootstrap=configured)
+    return Contacts(state, lambda: network, lambda: session)  # type: ignore[arg-type, return-value]
 
 
 def test_those_of_the_configuration_the_operator_and_the_invite(state: StateDir) -> None:
