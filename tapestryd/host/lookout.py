@@ -64,9 +64,6 @@ class Lookout:
         said, self._said = self._said, {*held, *gpus}
         return [*(held if not said.issuperset(held) else ()), *(gpu for gpu in gpus if gpu not in said)]
 
-    def close(self) -> None:
-        self._machine.close()
-
 
 def _packed(hold: policy.Hold) -> Hold:
     measured, limit = (UNKNOWN if number is None else float(number) for number in (hold.measured, hold.limit))

@@ -378,7 +378,6 @@ def test_no_more_is_read_than_the_policy_asks_for() -> None:
     machine = Machine(Path("/"), Policy())
     found = machine.read(0.0, 0.0, Ours([os.getpid()]), 5.0)
     assert (found.on_battery, found.load, found.running, found.input_s) == (None, None, None, 5.0)
-    machine.close()
 
 
 def test_all_that_the_policy_asks_for_is_read(tmp_path: Path) -> None:
@@ -415,7 +414,6 @@ def test_this_machine() -> None:
         found = machine.read(time.time(), time.monotonic(), Ours([os.getpid()], training=True), None)
         assert isinstance(found, Readings)
         assert found.load is None or 0 <= found.load <= 1
-    machine.close()
 
 
 NONSENSE = st.sampled_from(["", "-1", "1e9", "99999999999999999999999", "\x00", "Battery", "UPS", "cpu 1", "0x1002", "NaN", "ä"])

@@ -51,9 +51,6 @@ class Machine:
             running=programs.running(root) if policy.yield_to else None,
         )
 
-    def close(self) -> None:
-        self._nvidia.close()
-
     def _look(self, now_s: float, clock_s: float, ours: Ours) -> tuple[Gpu, ...]:
         if self._device in ("cpu", "mps"):
             return ()
