@@ -17,8 +17,8 @@ from protocols.control import SCHEMA, Exit
 from protocols.rules import RunRules
 from protocols.trainer import Precision
 from tapestryd.config import Compute
-from tapestryd.errors import Unavailable
-from tapestryd.layers import files_at, load_trainer, trainer_at_hand
+from tapestryd.errors import Unavailable, in_a_line
+from tapestryd.layers import trainer_at, trainer_at_hand
 from tapestryd.program import ended, rules_at, seconds
 from tapestryd.screen import duration, labelled, number, size
 
@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
 
 def bench(options: argparse.Namespace) -> int:
     rules = rules_at(options.run)
-    config = load_trainer(files_at(options.config), os.environ, {}).config if options.config else trainer_at_hand(os.environ)
+    config = trainer_at(options.config, os.environ) if options.config else trainer_at_hand(os.environ)
     found = measured(rules, config.compute, options.seconds)
     print(json.dumps(found, indent=2) if options.json else "\n".join(shown(found)))
     return Exit.OK
@@ -82,7 +82,7 @@ def measured(rules: RunRules, compute: Compute, seconds: float) -> Doc:
         offered_s = time.perf_counter() - before
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         batch = f"batches of {inner.sequences} times {inner.tokens} tokens"
-        raise Unavailable(f"this model with {batch} does not run here: {_line(error)}") from None
+        raise Unavailable(f"this model with {batch} does not run here: {in_a_line(error)}") from None
     largest = max(stop - start for start, stop in layout.bounds)
     step_s = statistics.median(took)
     return {
@@ -116,10 +116,6 @@ def _replica(rules: RunRules, device: Any, bf16: bool) -> Any:
     words = np.random.default_rng(0).integers(0, model.get_input_embeddings().num_embeddings, 8 * inner.sequences * inner.tokens + 1)
     text = Corpus(Stream([words.astype(np.uint32)]), Stream([]), tokens=inner.tokens, seed=0)
     return Replica(model, rules.layout(), inner, text, where=Where(device, bf16), seed=0)
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def shown(found: Doc) -> list[str]:

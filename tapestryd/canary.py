@@ -24,7 +24,7 @@ from tapestryd.config import TrainerChoice, TrainerConfig
 from tapestryd.errors import ConfigFault, Unavailable
 from tapestryd.host.accountant import Steps, epsilon, missing
 from tapestryd.host.datasets import admitted
-from tapestryd.layers import files_at, load_trainer, usual
+from tapestryd.layers import trainer_at, usual
 from tapestryd.program import rules_at, whole
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Way:
 
 def canary(options: argparse.Namespace) -> int:
     rules = rules_at(options.run)
-    config = load_trainer(files_at(options.config or usual(os.environ, "trainer.toml")), os.environ, {}).config
+    config = trainer_at(options.config or usual(os.environ, "trainer.toml"), os.environ)
     ways = (options.only,) if options.only else ("plain", "private")
     if "private" in ways and (fault := missing()):
         raise Unavailable(f"differential privacy needs an accountant: {fault}; or give --only plain")

@@ -21,7 +21,7 @@ from tapestryd.host.accountant import missing
 from tapestryd.host.datasets import Dataset
 from tapestryd.host.files import write
 from tapestryd.host.manifest import CLASSES, CONSTRAINTS, UNDECLARED, Manifest, key, refusal
-from tapestryd.layers import files_at, load_trainer, usual
+from tapestryd.layers import trainer_at, usual
 from tapestryd.program import ended
 from tapestryd.screen import clean, size
 from tapestryd.training.exclusion import protected
@@ -119,7 +119,7 @@ def listing(options: argparse.Namespace) -> int:
 
 
 def _loaded(options: argparse.Namespace) -> TrainerConfig:
-    return load_trainer(files_at(options.config or usual(os.environ, "trainer.toml")), os.environ, {}).config
+    return trainer_at(options.config or usual(os.environ, "trainer.toml"), os.environ)
 
 
 def _document(dataset: Dataset, config: TrainerConfig) -> dict[str, Any]:

@@ -47,13 +47,16 @@ class NotAllowed(LocalFault):
     exit_code = 4
 
 
+def in_a_line(error: BaseException) -> str:
+    """The beginning of what an error says, for the end of a sentence; its kind, if it says nothing."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
 def out_of_memory(error: BaseException) -> str:
     """What an error says of memory that ran out: Python's own, or one of torch and the libraries below it, known by their words;
     "" for any other."""
-    said = " ".join(str(error).split())[:200]
-    if isinstance(error, MemoryError) or any(words in said for words in _MEMORY):
-        return said or type(error).__name__
-    return ""
+    said = in_a_line(error)
+    return said if isinstance(error, MemoryError) or any(words in said for words in _MEMORY) else ""
 
 
 _MEMORY = ("out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED")

@@ -109,7 +109,11 @@ def daemon_at_hand(environ: Mapping[str, str]) -> DaemonConfig:
 
 
 def trainer_at_hand(environ: Mapping[str, str]) -> TrainerConfig:
-    return load_trainer(files_at(_readable(usual(environ, "trainer.toml"))), environ, {}).config
+    return trainer_at(_readable(usual(environ, "trainer.toml")), environ)
+
+
+def trainer_at(file: Path | None, environ: Mapping[str, str]) -> TrainerConfig:
+    return load_trainer(files_at(file), environ, {}).config
 
 
 def _readable(file: Path) -> Path | None:

@@ -29,7 +29,7 @@ from tapestryd.host.datasets import MANIFEST
 from tapestryd.host.inherited import FIRST, announced
 from tapestryd.host.output import Output
 from tapestryd.host.steward import environment_of
-from tapestryd.layers import drop_ins, files_at, load_trainer, of_trainer
+from tapestryd.layers import drop_ins, files_at, of_trainer, trainer_at
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +149,7 @@ class Warden:
     def _start_steward(self, orders: socket.socket) -> None:
         assert self._trainer is not None
         with suppress(ConfigFault):  # the trainer will say so itself
-            self._trainer = load_trainer(files_at(self._config.trainer.config), os.environ, {}).config
+            self._trainer = trainer_at(self._config.trainer.config, os.environ)
         command = [sys.executable, "-P", "-m", "tapestryd.host.steward", "--config", str(self._config.trainer.config)]
         box = data_box(self._config, self._trainer) if self._boxed else None
         environment = environment_of(os.environ) | self._data_output.journal(os.environ)
@@ -276,5 +276,5 @@ def main(config: DaemonConfig, command: Sequence[str], file: Path | None) -> int
         raise ConfigFault(
             'sandbox.method = "none": without a box nothing keeps the network side from the data; that takes sandbox.require = false, too'
         )
-    trainer = load_trainer(files_at(config.trainer.config), os.environ, {}).config if config.trainer.enabled else None
+    trainer = trainer_at(config.trainer.config, os.environ) if config.trainer.enabled else None
     return Warden(config, trainer, command, file).run()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from protocols.trainer import Device, Precision
-from tapestryd.errors import ConfigFault, Unavailable
+from tapestryd.errors import ConfigFault, Unavailable, in_a_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ def choose(device: str, precision: str) -> Choice:
             torch.cuda.set_device(where)  # bitsandbytes waits for the current one, which costs memory there
         torch.ones(8, device=where).sum().item()
     except RuntimeError as error:
-        raise Unavailable(f"compute.device = {device}: found but does not compute: {' '.join(str(error).split())[:200]}") from None
+        raise Unavailable(f"compute.device = {device}: found but does not compute: {in_a_line(error)}") from None
     chosen, reason = _precision(where, precision)
     named = torch.cuda.get_device_name(where) if kind == "cuda" else ""
     return Choice(where, _kind(kind), chosen, f"{why}{' (' + named + ')' if named else ''}; {chosen.name.lower()}, {reason}")

@@ -33,7 +33,7 @@ from tapestryd.host.inherited import inherited
 from tapestryd.host.logs import start_trainer
 from tapestryd.host.lookout import Lookout
 from tapestryd.host.sensors.machine import LOOK_S
-from tapestryd.layers import files_at, load_trainer
+from tapestryd.layers import trainer_at
 
 log = logging.getLogger(__name__)
 
@@ -225,7 +225,7 @@ def _made(path: Path) -> socket.socket:
 def _lookout(config: Path) -> Lookout | None:
     """None with a configuration that is wrong: the trainer will say so."""
     try:
-        return Lookout(load_trainer(files_at(config), os.environ, {}).config, environment_of(os.environ))
+        return Lookout(trainer_at(config, os.environ), environment_of(os.environ))
     except ConfigFault:
         return None
 

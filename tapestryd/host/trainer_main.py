@@ -91,9 +91,9 @@ def _run(channel: Channel, config_file: Path) -> None:
             rules = RunRules.from_json(loads(content(descriptors[2], limits.RULES_BYTES), limits.RULES_BYTES))
             vocabulary = content(descriptors[3], limits.TOKENIZER_BYTES)
         with _blame(Code.CONFIG):
-            from tapestryd.layers import files_at, load_trainer
+            from tapestryd.layers import trainer_at
 
-            config = load_trainer(files_at(config_file), os.environ, {}).config
+            config = trainer_at(config_file, os.environ)
         with _blame(Code.ISOLATION):
             walls = Walls(channel.fileno(), frozenset(descriptors), config.data.paths, config.sandbox.require, time.monotonic)
             if tried := walls.due():

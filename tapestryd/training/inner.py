@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from protocols import rules
 from protocols.trainer import Optimizer
+from tapestryd.errors import in_a_line
 
 EPS = 1e-8
 
@@ -116,4 +117,4 @@ def _fault_of_8bit(device: torch.device) -> str:
         _adamw8bit()([trial], lr=0.1).step()
         return "" if bool((trial < 1).all()) else "a trial step did nothing"
     except Exception as error:  # its failures differ by device and version, and all mean the same
-        return " ".join(str(error).split())[:200] or type(error).__name__
+        return in_a_line(error)

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as hub_logging
 
 from protocols.layout import Layout
-from tapestryd.errors import ConfigFault, StateFault, out_of_memory
+from tapestryd.errors import ConfigFault, StateFault, in_a_line, out_of_memory
 from tapestryd.training.text import END
 from tapestryd.training.vector import bind
 
@@ -68,7 +68,7 @@ def build(config: str) -> nn.Module:
     except Exception as error:  # whatever a wrong description runs into inside an architecture
         if out_of_memory(error):
             raise
-        raise ConfigFault(f"model.config: model_type {kind!r} cannot be built here: {_line(error)}") from None
+        raise ConfigFault(f"model.config: model_type {kind!r} cannot be built here: {in_a_line(error)}") from None
     return _full(model)
 
 
@@ -103,7 +103,7 @@ def load(path: Path | str) -> nn.Module:
     except Exception as error:
         if out_of_memory(error):
             raise
-        raise ConfigFault(f"{path}: cannot be loaded: {_line(error)}") from None
+        raise ConfigFault(f"{path}: cannot be loaded: {in_a_line(error)}") from None
     finally:
         noise.removeFilter(_silent)
     absent = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
@@ -198,10 +198,6 @@ def _full(model: nn.Module) -> nn.Module:
     return model.float()
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
-
-
 def _silent(record: logging.LogRecord) -> bool:
     return False
 
@@ -230,7 +226,7 @@ def causal(model: Any) -> None:
     except Exception as error:  # whatever an architecture misses in ids alone
         if out_of_memory(error):
             raise
-        raise ConfigFault(f"a {model.config.model_type} model cannot be trained on text alone: {_line(error)}") from None
+        raise ConfigFault(f"a {model.config.model_type} model cannot be trained on text alone: {in_a_line(error)}") from None
     if versions != [parameter._version for parameter in model.parameters()]:
         raise ConfigFault(f"this {model.config.model_type} model changes its own parameters when it is run; a base has to stay as it is")
     if bool((told - other).abs().max() > 1e-4 * told.std()):

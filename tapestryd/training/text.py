@@ -24,7 +24,7 @@ import zstandard
 from numpy.typing import NDArray
 
 from protocols.trainer import Code
-from tapestryd.errors import DataFault
+from tapestryd.errors import DataFault, in_a_line
 from tapestryd.training.exclusion import Exclusion
 from tapestryd.training.sources import DataUnreadable, kind_of
 
@@ -77,7 +77,7 @@ class FromJson:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
         except Exception as error:  # tokenizers raises plain Exception
-            raise TokenizerFault(f"no tokenizer.json: {' '.join(str(error).split())[:200]}") from None
+            raise TokenizerFault(f"no tokenizer.json: {in_a_line(error)}") from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self.size = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
