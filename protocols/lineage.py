@@ -23,6 +23,8 @@ Pair = tuple[str, str]
 
 MAGIC = b"TAPENTRY"
 _HEAD = struct.Struct("<8sI")
+ENTRY_HEAD_BYTES = _HEAD.size + limits.FRAME_BYTES
+"""An entry is no longer than that before its parts begin."""
 
 
 def base_digest(pairs: Sequence[Pair]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from protocols import limits
 from protocols.canonical import Verify, digest, is_digest
-from protocols.lineage import Entry, Snapshot, Tip, manifest_bytes
+from protocols.lineage import ENTRY_HEAD_BYTES, Entry, Snapshot, Tip, manifest_bytes
 from protocols.refusal import Refused
 from protocols.rules import Invite, RunRules
 from tapestryd.errors import LocalFault
@@ -118,7 +118,7 @@ def _branch(folder: Path, name: str, rules: RunRules, verify: Verify) -> Branch:
     if entries:
         latest = entries[max(entries)]
         with latest.open("rb") as data:
-            head = data.read(limits.FRAME_BYTES + 16)
+            head = data.read(ENTRY_HEAD_BYTES)
         try:
             newest, _ = Entry.parse(head, rules, verify)
             tip, round = newest.tip, newest.vote.round

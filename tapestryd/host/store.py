@@ -29,7 +29,7 @@ from protocols import limits
 from protocols.canonical import Signed, Verify, dumps
 from protocols.control import Story
 from protocols.layout import Layout
-from protocols.lineage import Entry, Snapshot
+from protocols.lineage import ENTRY_HEAD_BYTES, Entry, Snapshot
 from protocols.membership import Epochs
 from protocols.refusal import Refused
 from protocols.rules import RunRules
@@ -50,7 +50,7 @@ _SUPERSEDED = 2
 
 
 class RunStore:
-    """One run's files; what others may fetch of them is exactly what the Shelf in swarm/lineage.py names."""
+    """One run's files; what others may fetch of them is exactly what the Shelf in swarm/donor.py names."""
 
     def __init__(self, path: Path, run_id: str) -> None:
         self.path = path
@@ -158,7 +158,7 @@ class RunStore:
         if self._judge is None or self.entry_size(height) is None:
             return None
         with saying_unreadable(self._entry(height)):
-            head = self.read_entry(height, 0, limits.FRAME_BYTES + 16)
+            head = self.read_entry(height, 0, ENTRY_HEAD_BYTES)
         try:
             return Entry.parse(head, self._judge, verify)[0]
         except Refused:

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from protocols import limits
 from protocols.canonical import Json, Verify, digest, take
-from protocols.lineage import Entry, Snapshot, Tip, manifest_bytes
+from protocols.lineage import ENTRY_HEAD_BYTES, Entry, Snapshot, Tip, manifest_bytes
 from protocols.refusal import Declined, Reason, Refused
 from protocols.rules import RunRules
 from tapestryd.swarm.draw import SLOW_BYTES_PER_S, Draw, Flight
@@ -22,8 +22,6 @@ from tapestryd.swarm.streams import Gone
 
 log = logging.getLogger(__name__)
 
-_PROOF_BYTES = limits.FRAME_BYTES + 12
-"""The longest head of an entry."""
 _PROVEN = 16
 
 _MANIFESTS = 16
@@ -174,7 +172,7 @@ class Fetcher:
                 raise Refused(Reason.NO_QUORUM, "not the genesis of the rules")
         else:
             try:
-                _, body = await self._ask_entry(donor, tip.height, 0, _PROOF_BYTES)
+                _, body = await self._ask_entry(donor, tip.height, 0, ENTRY_HEAD_BYTES)
             except Declined as declined:
                 if declined.reason is Reason.STALE:
                     raise Refused(Reason.NO_QUORUM, f"announces height {tip.height} and does not keep its entry") from None
