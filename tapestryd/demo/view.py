@@ -3,12 +3,11 @@
 Names come from folders and reasons from daemons, so nothing unprintable reaches the terminal.
 """
 
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tapestryd.demo import report
 from tapestryd.demo.progress import Event, Peer, Progress, Round
-from tapestryd.screen import clean, columns, cut, duration, number, size
+from tapestryd.screen import clean, columns, cut, duration, number, size, table
 
 _BOLD, _RESET = "\x1b[1m", "\x1b[0m"
 _RED, _GREEN, _YELLOW = "\x1b[31m", "\x1b[32m", "\x1b[33m"
@@ -26,11 +25,11 @@ def render(progress: Progress, *, where: str, doing: str, width: int, rows: int,
     for label, text in about:
         line = cut(clean(label.ljust(_LABEL) + text), width)
         lines.append(f"{_BOLD}{line[:_LABEL]}{_RESET}{line[_LABEL:]}" if colour else line)
-    lines += ["", *_table(("PEER", "STATE", "LOSS", "TOK/S", "STEPS", "SENT", "SHARED BASE, HELD-OUT LOSS"), map(_peer, peers), width)]
+    lines += ["", *table([("PEER", "STATE", "LOSS", "TOK/S", "STEPS", "SENT", "SHARED BASE, HELD-OUT LOSS"), *map(_peer, peers)], width)]
     told = [progress.rounds[at] for at in sorted(progress.rounds) if progress.rounds[at].told]
     room = rows - len(lines) - 3
     if told and room > 0:
-        lines += ["", *_table(("ROUND", "RESULT", "HEIGHT", "BYTES", "BASE", "TOOK PART"), map(_round, told[-room:]), width)]
+        lines += ["", *table([("ROUND", "RESULT", "HEIGHT", "BYTES", "BASE", "TOOK PART"), *map(_round, told[-room:])], width)]
     lines += [cut(clean(f"{peer.name}: {sentence}"), width) for peer in peers for sentence in peer.health]
     return "\n".join(line.rstrip() for line in lines[:rows]) + "\n"
 
@@ -138,10 +137,3 @@ def _heading(left: str, doing: str, width: int, colour: str) -> str:
     left = cut(left, room)
     gap = " " * (width - columns(left) - columns(right))
     return f"{left}{gap}{colour}{right}{_RESET if colour else ''}"
-
-
-def _table(head: Sequence[str], found: Iterable[Sequence[str]], width: int) -> list[str]:
-    cells = [[clean(cell) for cell in line] for line in [head, *found]]
-    widths = [max(map(columns, column)) for column in zip(*cells, strict=True)]
-    rows = ["  ".join(cell + " " * (room - columns(cell)) for cell, room in zip(line, widths, strict=True)) for line in cells]
-    return [cut(row.rstrip(), width) for row in rows]

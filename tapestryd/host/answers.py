@@ -20,7 +20,7 @@ from tapestryd.host.fields import Ago, Choice, Doc, Flag, Line, Maybe, Names, Pe
 from tapestryd.host.inbox import Inbox
 from tapestryd.host.operator import Operator
 from tapestryd.host.peering import Peering
-from tapestryd.host.route import Refusal, Route
+from tapestryd.host.route import SAID, Refusal, Route
 from tapestryd.host.trends import KEPT_S, SERIES
 from tapestryd.host.upkeep import Upkeep
 from tapestryd.host.watch import Watch
@@ -30,9 +30,6 @@ ROUNDS = 1_000
 _ROUND_MAX = 10**16 - 1
 _REASON_CHARS = 200
 _PAGE = ("/v1/pause", "/v1/finish", "/v1/resume")
-
-SAID = {"said": str}
-"""What a change answers: a sentence that says what changed and until when."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,7 @@ from typing import Protocol
 
 from protocols.control import Known, Netcheck
 from tapestryd.host.fields import Address, Doc, PeerId
-from tapestryd.host.route import Route
-
-SAID = {"said": str}
+from tapestryd.host.route import SAID, Route
 
 
 class Contacts(Protocol):

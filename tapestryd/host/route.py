@@ -27,6 +27,9 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Count = Callable[[int, int], None]
 """(sent, received): the bytes of an answer, and of the body that came with the question."""
 
+SAID = {"said": str}
+"""What most changes answer: a sentence that says what changed and until when."""
+
 
 class Refusal(Exception):
     """An answer other than 200: RFC 9457 `status` and `detail`, and members of our own."""

@@ -11,7 +11,7 @@ from protocols.control import Setting
 from tapestryd.host import logs
 from tapestryd.host.fields import Choice, Doc, Line, Whole
 from tapestryd.host.operator import Operator
-from tapestryd.host.route import Route
+from tapestryd.host.route import SAID, Route
 
 LEVELS = ("error", "warning", "info", "debug")
 
@@ -34,7 +34,7 @@ class Upkeep:
             ),
             Route(
                 "PUT", "/v1/log/level", "Log more of everything, or of one subsystem, or less, until the next start.", self._log_level,
-                {"said": str}, body={"level": Choice(LEVELS), "subsystem": Line(80)},
+                SAID, body={"level": Choice(LEVELS), "subsystem": Line(80)},
             ),
         )  # fmt: skip
 
