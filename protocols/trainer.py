@@ -11,7 +11,7 @@ Each side copies out of shared memory into its own before it validates: a mappin
     BASE height fragment keep (params)  →          adopt; evaluate the Shared Base on held-out text
                                         ← EVALUATED height loss tokens
     TRAIN round height                  →          local steps until STOP
-                                        ← BEAT steps tokens loss rate memory (about twice a second)
+                                        ← BEAT steps tokens loss rate memory epsilon withheld (about twice a second)
     STOP round fragment                 →
                                         ← DELTA round fragment steps tokens examples loss norm ledger (delta)
                                         ← WITHHELD round fragment reason     (instead: the release rules forbid it)

@@ -39,8 +39,7 @@ _ENOUGH_MS = 50
 
 class Round:
     """What one round has come to so far. `others`: peers seen live on our base at the boundary; `present`: how many these
-    are, ourselves included;
-    `passed_over`: leaders that gave no roster, in order, and why."""
+    are, ourselves included; `passed_over`: leaders that gave no roster, in order, and why."""
 
     def __init__(self, number: int, fragment: int, before: Tip, delta: Tensor, others: Mapping[str, Candidate], steps: int) -> None:
         self.number = number

@@ -31,7 +31,7 @@ ROOMS = {
     },
     "tapestryd.child": set(),
     "tapestryd.swarm": {
-        "protocols", "tapestryd.swarm", "tapestryd.child", "tapestryd.errors", "torch", "hivemind", "msgpack", "multiaddr",
+        "protocols", "tapestryd.swarm", "tapestryd.child", "tapestryd.errors", "hivemind", "msgpack", "multiaddr",
     },
     "tapestryd.host": {"protocols", "tapestryd", "tapestryd.child", "tapestryd.host",
                        "tapestryd.training", "tapestryd.errors", "tapestryd.config", "tapestryd.layers", "tapestryd.settings",

@@ -10,6 +10,7 @@ state_dir/
 ├── bans.json               peers banned for a time, by their faults or by the operator
 ├── egress/                 what was sent and received (host/tallies.py)
 ├── will.json               what the operator asked for: a pause, a finish, a mode
+├── founded/                a founder's folder on its way in, by inbox.py
 └── runs/<run_id>/          what is kept of each run, by store.py
 """
 

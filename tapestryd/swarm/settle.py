@@ -26,7 +26,6 @@ _COMPARE_S = 60.0
 Compute = Callable[[list[bytes]], Awaitable[Vote]]
 """All parts in order → our vote on what they lead to. Raises Refused if they lead nowhere (coverage, non-finite)."""
 
-
 KeepProof = Callable[[Signed, Signed], None]
 """Two statements of one peer of which only one can be true: proof of equivocation, to be kept."""
 

@@ -1,4 +1,4 @@
-"""StoredIds of local files → token windows: batch k is a function of (seed, k) alone.
+"""Ids of local files → token windows: batch k is a function of (seed, k) alone.
 
 The training text and the held-out text are two streams of documents, each closed by the end-of-document id.
 Files named heldout.* are held out; where there are none, every 20th block of 16,384 tokens is (smaller blocks for
@@ -72,7 +72,7 @@ class Corpus:
 
     @property
     def train_tokens(self) -> int:
-        """StoredIds that training windows are drawn from."""
+        """Ids that training windows are drawn from."""
         return sum(b - a for a, b in self._spans)
 
     @property

@@ -85,7 +85,7 @@ class Replica:
 
     def adopt(self, fragment: int, new: Tensor, *, keep: bool) -> None:
         """`new` (fragment's size,) float32 becomes theta there. `keep` False: local becomes it too; True: local keeps
-        its difference to the old theta. Optimizer state stays as it is (a reset costs 3 % of loss, facts)."""
+        its difference to the old theta. Optimizer state stays as it is (a reset costs 3 % of loss)."""
         part = self._part(fragment)
         new = new.to(self._where.device)
         if keep:
