@@ -254,6 +254,7 @@ class Served:
         return asyncio.run_coroutine_threadsafe(job, self._loop).result(10)
 
     def close(self) -> None:
+        self._loop.call_soon_threadsafe(self.operator.watch.events.close)  # as the daemon does
         self.run(self.dashboard.web.stop())
         self.run(self.api.stop())
         self._loop.call_soon_threadsafe(self._loop.stop)
