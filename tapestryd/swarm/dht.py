@@ -49,6 +49,11 @@ async def dht_node(p2p: P2P, key: str, verify: Verify) -> tuple[DHTNode, "Guard"
     return node, guard
 
 
+def lives_until(made_ms: int) -> float:
+    """When the last nodes forget a presence that was made at `made_ms`, in seconds."""
+    return (made_ms + limits.PRESENCE_MS + limits.CLOCK_SKEW_MS) / 1000
+
+
 async def search(node: DHTNode, key: DHTID, shut: Callable[[str], bool]) -> dict[str, bytes]:
     """What we, the nearest nodes that we know, and the nearest that these name have under `key`: peer → its record, of several the one
     that lives longest. Who is `shut` is not asked.
@@ -125,8 +130,10 @@ class Storage(DHTLocalStorage):  # type: ignore[misc]
 
     def store_subkey(self, key: DHTID, subkey: str, value: bytes, expiration_time: float) -> bool:
         held = self._held.get(subkey)
-        if key != self._key or expiration_time < get_dht_time() or (held and held.expiration_time >= expiration_time):
+        if key != self._key or expiration_time < get_dht_time():
             return False
+        if held and held.expiration_time >= expiration_time:
+            return bool(held.value == value)  # said twice in one millisecond
         self._held[subkey] = ValueWithExpiration(value, expiration_time)
         return True
 
@@ -218,7 +225,7 @@ class OwnRecords(RecordValidatorBase):  # type: ignore[misc]
         made_ms = self._said(record.subkey, record.value)
         if made_ms is None or made_ms > get_dht_time() * 1000 + limits.PRESENCE_MS:
             return False
-        return bool(record.expiration_time * 1000 <= made_ms + limits.PRESENCE_MS + limits.CLOCK_SKEW_MS)
+        return bool(record.expiration_time <= lives_until(made_ms))
 
     def _read(self, subkey: bytes, value: bytes) -> int | None:
         """When it was made, if it is a presence that the peer signed whose subkey it has."""

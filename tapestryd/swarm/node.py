@@ -18,13 +18,12 @@ from hivemind.p2p import PeerID
 from hivemind.p2p.p2p_daemon_bindings.control import P2PDaemonError
 from hivemind.p2p.p2p_daemon_bindings.utils import ControlFailure
 from hivemind.utils.multiaddr import Multiaddr
-from hivemind.utils.timed_storage import get_dht_time
 
 from protocols import limits
-from protocols.canonical import Json, Verify
+from protocols.canonical import Json, Verify, loads
 from protocols.records import is_address
 from protocols.refusal import Declined, Reason, Refused
-from tapestryd.swarm.dht import Guard, dht_node, search
+from tapestryd.swarm.dht import Guard, dht_node, lives_until, search
 from tapestryd.swarm.libp2p import Libp2p
 from tapestryd.swarm.line import OPEN_LINE, Line
 from tapestryd.swarm.meter import Meter
@@ -148,8 +147,9 @@ class Node:
         return [address for address in await self._libp2p.addresses() if is_address(address)][: limits.ADDRESSES]
 
     async def publish(self, record: bytes) -> None:
-        """Store our presence record for PRESENCE_MS under our own subkey. Raises Gone if nobody took it."""
-        expiration = get_dht_time() + limits.PRESENCE_MS / 1000
+        """Store our presence record under our own subkey, for as long as it may live: nobody can store it again for longer, and so keep
+        the next one out. Raises Gone if nobody took it."""
+        expiration = lives_until(loads(record, limits.RECORD_BYTES)["body"]["made_ms"])
         try:
             async with asyncio.timeout(_DHT_S):
                 stored = await self._dht.store(f"{self._prefix}/presence", record, expiration, subkey=self.peer_id)

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
+import msgpack
 import pytest
 from hivemind.dht.routing import DHTID
 from hivemind.p2p.p2p_daemon_bindings.utils import P2PHandlerError
@@ -13,6 +14,7 @@ from hivemind.proto import dht_pb2
 from hivemind.utils.timed_storage import get_dht_time
 
 from protocols import limits
+from protocols.canonical import loads
 from protocols.membership import Delegation, owner
 from protocols.records import Presence
 from tapestryd.neighbours import Neighbours
@@ -153,6 +155,29 @@ def test_strangers_find_no_place_in_a_run_of_members(tmp_path: Path) -> None:
     async def keep(watcher: Watcher, liar: Liar, person: Person, delegation: Delegation | None) -> list[bool]:
         record = (person.peer, presence(person, delegation=delegation), get_dht_time() + 15)
         return await liar.store(watcher.node.peer_id, [record])
+
+    go(work)
+
+
+def test_nobody_makes_a_record_outlive_the_next_one(tmp_path: Path) -> None:
+    """Whoever has seen it stores it again, for as long as it may live; the newer one, made at once behind it, still takes its place."""
+
+    async def work() -> None:
+        async with watching(tmp_path, 2) as (here, liar):
+            one = here[0]
+            for number in range(3):
+                old, new = presence(one.person, name=f"old {number}"), presence(one.person, name=f"new {number}")
+                while loads(new, 9999)["body"]["made_ms"] == (made_ms := loads(old, 9999)["body"]["made_ms"]):
+                    new = presence(one.person, name=f"new {number}")
+                await one.node.publish(old)
+                longest = (made_ms + limits.PRESENCE_MS + limits.CLOCK_SKEW_MS) / 1000
+                for watcher in here:
+                    await liar.store(watcher.node.peer_id, [(one.person.peer, old, longest)])
+                await one.node.publish(new)
+                await one.node.publish(new)
+                for watcher in here:
+                    held = watcher.node._guard.storage._held[one.person.peer].value
+                    assert msgpack.unpackb(held) == new
 
     go(work)
 
