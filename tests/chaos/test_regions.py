@@ -63,22 +63,20 @@ def corpus(rules: RunRules, region: str, cache: Path) -> Corpus:
 
 def alone(rules: RunRules, region: str, steps: int, rounds: int, cache: Path) -> dict[str, float]:
     """Held-out loss in every region of a model that `region` trains by itself, in as many steps, from the same genesis seed."""
-    torch.set_num_threads(2)
-    replica = Replica(
-        model.fresh(rules.model.config, 0),
-        rules.layout(),
-        rules.inner,
-        corpus(rules, region, cache),
-        where=Where(torch.device("cpu"), False),
-        seed=0,
-    )
+    torch.set_num_threads(1)
+
+    def replica(text: str) -> Replica:
+        where = Where(torch.device("cpu"), False)
+        return Replica(model.fresh(rules.model.config, 0), rules.layout(), rules.inner, corpus(rules, text, cache), where=where, seed=0)
+
+    trained = replica(region)
     for step in range(steps):
-        replica.step(step * rounds // steps)
-    replica.theta.copy_(replica.local)
+        trained.step(step * rounds // steps)
     losses = {}
     for other in REGIONS:
-        replica._corpus = corpus(rules, other, cache)
-        found_loss = replica.evaluate(HELDOUT_TOKENS)
+        judge = replica(other)
+        judge.theta.copy_(trained.local)
+        found_loss = judge.evaluate(HELDOUT_TOKENS)
         assert found_loss is not None
         losses[other] = found_loss[0]
     return losses
