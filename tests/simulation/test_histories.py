@@ -9,7 +9,10 @@ from itertools import chain
 import pytest
 
 from tests.simulation.crowd import many
-from tests.simulation.histories import live
+from tests.simulation.histories import heal, live
+from tests.simulation.peer import Disk, Peer, Work
+from tests.simulation.run import GENESIS, SCHEDULE, delegation, name_of
+from tests.simulation.world import World
 
 HISTORIES = 2000
 
@@ -40,6 +43,39 @@ def test_a_seed_is_a_history() -> None:
     one, two = live(7, telling=True), live(7, telling=True)
     assert one.told == two.told
     assert one.told != live(8, telling=True).told
+
+
+def test_a_commit_that_one_alone_has_seen_may_be_overtaken() -> None:
+    """The bound that settling.md tells of, where nobody lies. Of five Members one is off; the votes of the four others, which are just
+    enough, reach one of them only, who reaches nobody. The others, with the one that is back, commit the next round on the same base."""
+
+    class Unheard(Peer):
+        def vote(self, work: Work) -> None:
+            if work.number == 2:
+                self.cut = set(self.world.peers)
+            super().vote(work)
+
+    world = World(1)
+    world.rules.members = tuple(map(name_of, range(200, 205)))
+    for number, member in enumerate(world.rules.members):
+        peer = (Peer if number else Unheard)(world, name_of(number), f"p{number}", Disk(GENESIS))
+        peer.delegation = delegation(member, peer.name, 1)
+        world.owners[peer.name] = member
+        world.peers[peer.name] = peer
+        world.at(0, peer.boot)
+    one, *_, off = world.peers.values()
+    healed_ms = SCHEDULE.deadline(3) + 1000
+    world.at(SCHEDULE.start(1), off.crash)
+    world.at(SCHEDULE.start(3) - 2000, off.boot)
+    world.at(healed_ms, heal, world)
+    world.run(SCHEDULE.deadline(3))
+    two = [peer.disk.entries[-1].vote for peer in (one, off)]
+    assert [vote.round for vote in two] == [2, 3]
+    assert two[0].before == two[1].before
+    world.run(healed_ms + 5 * SCHEDULE.period_ms)
+    world.ledger.judge(world, healed_ms)
+    assert not world.ledger.faults
+    assert len({peer.tip for peer in world.peers.values()}) == 1
 
 
 def test_processes_change_nothing() -> None:
