@@ -4,6 +4,7 @@ import ast
 import gc
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ FILES = sorted([*(ROOT / "protocols").rglob("*.py"), *(ROOT / "tapestryd").rglob
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
 
 
+@cache
 def syntax(path: Path) -> ast.Module:
     """CPython 3.11 fails in ast.parse when the collector finalises something meanwhile that another test left (gh-106905)."""
     gc.disable()
@@ -108,8 +110,13 @@ def in_room(module: str, room: str) -> bool:
     return module == room or module.startswith(room + ".")
 
 
-def imports(module: str, *, at_once: bool = False) -> Iterator[str]:
+@cache
+def imports(module: str, *, at_once: bool = False) -> list[str]:
     """Every module that `module` imports; `at_once`: leaving out what is imported inside functions and for type checkers."""
+    return list(_imports(module, at_once))
+
+
+def _imports(module: str, at_once: bool) -> Iterator[str]:
     tree = syntax(MODULES[module])
 
     def walk(node: ast.AST) -> Iterator[ast.AST]:

@@ -10,8 +10,8 @@ from protocols.trainer import Code
 from tapestryd.errors import ConfigFault
 from tapestryd.host.manifest import CLASSES, CONSTRAINTS, UNDECLARED, Manifest, parse, refusal, written
 
-LINE = st.text(max_size=40).filter(str.isprintable)
-WORD = LINE.filter(bool)
+PRINTABLE = st.characters(exclude_categories=["C", "Z"]) | st.just(" ")
+LINE, WORD = st.text(PRINTABLE, max_size=40), st.text(PRINTABLE, min_size=1, max_size=40)
 OPEN = Manifest("fully-open", artifact_id="a", rights="CC0-1.0")
 
 MANIFESTS = st.builds(

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocols.egress import Gap, Moved
-from tapestryd.host.tallies import DAYS, GAPS, OTHERS, PEERS, Page, Tallies, Tally
+from tapestryd.host import tallies
+from tapestryd.host.tallies import GAPS, OTHERS, PEERS, Page, Tallies, Tally
 
 HOUR = 3_600_000
 DAY = 24 * HOUR
@@ -100,13 +101,14 @@ def test_a_clock_that_is_set_back_days_adds_to_the_day(tmp_path: Path) -> None:
     assert (tmp_path / "2026-07-01.json").exists()
 
 
-def test_only_so_many_days_are_kept(tmp_path: Path) -> None:
+def test_only_so_many_days_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tallies, "DAYS", 40)
     kept = Tallies(tmp_path, NOON)
-    for day in range(DAYS + 9):
+    for day in range(49):
         kept.add("log", "ada", 1, 0)
         keep(kept, NOON + day * DAY)
-    assert len(list(tmp_path.glob("????-??-??.json"))) == DAYS
-    assert total(since(kept, 0, NOON + (DAYS + 9) * DAY)).sent in (DAYS + 2, DAYS + 3)
+    assert len(list(tmp_path.glob("????-??-??.json"))) == 40
+    assert total(since(kept, 0, NOON + 49 * DAY)).sent in (42, 43)
 
 
 def test_what_could_not_be_written_is_counted_and_written_later(tmp_path: Path) -> None:
