@@ -173,7 +173,7 @@ def test_from_a_real_steward(tmp_path: Path, loop: str, monkeypatch: pytest.Monk
         await again.until("user_active")
         await again.stop()
 
-    with stewarded(home):
+    with stewarded(home, LOOK_S=0.5):
         (uvloop.run if loop == "uvloop" else asyncio.run)(asyncio.wait_for(work(), 120))
 
 

@@ -182,10 +182,10 @@ def test_a_fault_arrives_before_the_exit(home: Home, steward: int) -> None:
     asyncio.run(asyncio.wait_for(work(), 240))
 
 
-def test_a_trainer_whose_daemon_has_gone_is_ended_even_if_it_is_stuck(home: Home, steward: int) -> None:
+def test_a_trainer_whose_daemon_has_gone_is_ended_even_if_it_is_stuck(home: Home) -> None:
     """Stopped, it cannot hear that its daemon is gone, nor SIGTERM; SIGKILL ends it."""
 
-    async def work() -> None:
+    async def work(steward: int) -> None:
         handle = Handle(home, steward).start()
         pid = await handle.pid()
         pidfd = os.pidfd_open(pid)
@@ -196,7 +196,8 @@ def test_a_trainer_whose_daemon_has_gone_is_ended_even_if_it_is_stuck(home: Home
         assert ready
         os.close(pidfd)
 
-    asyncio.run(asyncio.wait_for(work(), 240))
+    with stewarded(home, GRACE_S=2.0) as steward:
+        asyncio.run(asyncio.wait_for(work(steward), 240))
 
 
 @pytest.mark.parametrize("packet", [b"no packet", bytes(95) + b"\x01", bytes(96)], ids=["short", "no kind", "an order"])

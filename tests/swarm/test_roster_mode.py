@@ -176,7 +176,7 @@ def test_a_leader_that_lets_in_whom_it_likes_has_no_followers(tmp_path: Path) ->
         return [*given(rules, NORTH, ADA), *given(rules, SOUTH, BO, CYD), *given(rules, EAST, DEE)]
 
     async def work() -> None:
-        async with peers(tmp_path, 5, average_ms=30_000, delegate=delegate) as found:
+        async with peers(tmp_path, 5, average_ms=20_000, delegate=delegate) as found:
             *four, eve = found
             leader, *honest = by_lead(four)
             leader.gathering._roll = Lenient()
