@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tests.living import Peer, digests_by_height, found
+from tests.living import PLAIN, Peer, digests_by_height, found
 
 TEXT = "".join(f"{number} is a number, and {number + 1} is the next.\n" for number in range(4000))
 
@@ -12,7 +12,7 @@ def test_two_find_each_other_through_a_third_that_trains_nothing(tmp_path: Path)
     (tmp_path / "data" / "numbers.txt").write_text(TEXT)
     door, *pair = peers = [Peer(tmp_path / name, [tmp_path / "data"]) for name in ("door", "one", "other")]
     try:
-        door.start(str(found(tmp_path / "founder", "--train", "4", "--average", "4")), "node.profile=bootstrap")
+        door.start(str(found(tmp_path / "founder", *PLAIN, "--train", "4", "--average", "4")), "node.profile=bootstrap")
         status = door.wait("serving", lambda s: s["state"] == "serving", 90)
         assert (status["reasons"], status["trainer"]["state"], status["run"]["base_digest"] != "") == ([], "off", True)
         assert door.client.ready()

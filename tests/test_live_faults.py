@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.living import Peer, found, free_port
+from tests.living import PLAIN, Peer, found, free_port
 
 TEXT = "Text that a trainer could learn from, if there were more of it. " * 400
 
 
 @pytest.fixture(scope="module")
 def toml(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return found(tmp_path_factory.mktemp("founder"), "--train", "3", "--average", "3")
+    return found(tmp_path_factory.mktemp("founder"), *PLAIN, "--train", "3", "--average", "3")
 
 
 @pytest.fixture

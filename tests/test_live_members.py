@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from protocols.rules import RunRules
-from tests.living import Peer, digests_by_height, found
+from tests.living import PLAIN, Peer, digests_by_height, found
 
 
 def member(folder: Path, *words: str) -> str:
@@ -29,7 +29,7 @@ def test_who_is_delegated_while_running_begins_to_train(tmp_path: Path) -> None:
         peers.append(Peer(tmp_path / name, [tmp_path / "data" / name]))
     north, south, stranger = peers
     ids = [member(tmp_path, "new", f"{peer.folder.name}.key").strip() for peer in (north, south)]
-    toml = found(tmp_path / "founder", "--train", "3", "--average", "4", "--member", ids[0], "--member", ids[1])
+    toml = found(tmp_path / "founder", *PLAIN, "--train", "3", "--average", "4", "--member", ids[0], "--member", ids[1])
     rules = RunRules.from_toml(toml.read_text())
     assert rules.members == tuple(sorted(ids))
     try:

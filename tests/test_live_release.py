@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.living import Peer, found
+from tests.living import PLAIN, Peer, found
 
 STRICT = {"TAPESTRY_TRAINER_RELEASE__MIN_STEPS": "1000000"}
 
@@ -46,7 +46,7 @@ def audit(peer: Peer) -> dict[str, Any]:
 @pytest.mark.timeout(600)
 def test_what_is_withheld_is_seen_and_what_leaves_is_written_down(pair: list[Peer], tmp_path: Path) -> None:
     free, strict = pair
-    toml = found(tmp_path / "founder", "--train", "3", "--average", "3")
+    toml = found(tmp_path / "founder", *PLAIN, "--train", "3", "--average", "3")
     free.start(str(toml))
     strict.start(free.invite())
 

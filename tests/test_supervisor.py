@@ -22,7 +22,7 @@ from tapestryd.supervisor import Supervisor
 from tests.host.home import Home, stewarded
 from tests.host.test_lookout import Watcher
 from tests.swarm import rooms
-from tests.training.tiny import genesis
+from tests.training.tiny import genesis, rules
 
 
 class Watched:
@@ -66,7 +66,8 @@ async def until(good: Callable[[], object]) -> None:
 
 @pytest.fixture
 def home(tmp_path: Path) -> Home:
-    return Home(tmp_path)
+    made = rules()
+    return Home(tmp_path, replace(made, inner=replace(made.inner, optimizer="adamw")))  # bitsandbytes takes each trainer 2 s to import
 
 
 def test_let_go_while_it_starts_it_never_gets_ready(home: Home) -> None:
