@@ -377,6 +377,26 @@ def test_a_joiner_takes_a_snapshot_and_replays_the_tail(tmp_path: Path) -> None:
     go(work)
 
 
+def test_no_crowd_in_front_hides_whoever_keeps_a_snapshot(tmp_path: Path) -> None:
+    """All announce the same base; the nearest say that they keep none, and no attempt that fails tells them from the one that does."""
+    line = grown(3)
+
+    async def work() -> None:
+        crowd = [f"nobody {number}" for number in range(40)]
+        donors = Donors(ann=line, **dict.fromkeys(crowd, line))
+        donors.snapshots["ann"] = line.snapshot()
+        donors.entries = dict.fromkeys(crowd, range(0))
+        live = keeper(line, begin(line, tmp_path, genesis=False), donors)
+        for _ in range(200):
+            with suppress(Gone):
+                await live.catch_up(line.base.tip, [*crowd, "ann"])  # type: ignore[arg-type]
+                break
+        assert same(live, line)
+        assert donors.asked[0][0] == crowd[0]  # they are near, after all
+
+    go(work)
+
+
 def test_a_snapshot_that_was_made_since_is_where_a_joiner_wanted_to_be(tmp_path: Path) -> None:
     """Its donor went on by a round after it had announced its tip."""
     line = grown(5)

@@ -7,6 +7,7 @@ before it is returned. Formats and checks are in protocols/lineage.py.
 import asyncio
 import logging
 import math
+import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
@@ -25,7 +26,7 @@ log = logging.getLogger(__name__)
 _PROVEN = 16
 
 _MANIFESTS = 16
-"""Donors asked for their manifests."""
+"""Donors asked for their manifests; of more, the first half of that, and any others: who is near may be a crowd that keeps nothing."""
 _MANIFEST_S = 30.0
 """How long they all wait for one of them; and as long as it takes at the rate below which a donor is slow."""
 
@@ -87,6 +88,8 @@ class Fetcher:
     async def manifests(self, donors: Sequence[str], base: str, elements: int, fragments: int) -> dict[str, Snapshot]:
         """What each donor says of its snapshot of `base` (""; its newest), of those that say something sensible and are not slow."""
         most_bytes = manifest_bytes(elements, fragments)
+        near, others = list(donors[: _MANIFESTS // 2]), list(donors[_MANIFESTS // 2 :])
+        asked = [*near, *random.sample(others, min(len(others), _MANIFESTS - len(near)))]
 
         async def ask(donor: str) -> tuple[str, Snapshot] | None:
             try:
@@ -103,7 +106,7 @@ class Fetcher:
                 self._node.refused(refused, "snapshots", donor)
             return None
 
-        return dict(filter(None, await asyncio.gather(*map(ask, donors[:_MANIFESTS]))))
+        return dict(filter(None, await asyncio.gather(*map(ask, asked))))
 
     async def certificate(self, donors: Sequence[str], tip: Tip) -> Whole | None:
         """The whole entry that led to `tip`, from donors that keep a snapshot of it; None for genesis."""
