@@ -39,6 +39,10 @@ _CHUNK = 1 << 20
 """Bytes read, and about characters tokenised, at a time."""
 
 
+_ODD = "No word of this, \U000107d7 织物\x00\U0010fffd, need be known"
+"""What few vocabularies have: a tokenizer must make something of it, too, for texts are all sorts of things."""
+
+
 class DataTooSmall(DataFault):
     code: ClassVar[Code] = Code.DATA_TOO_SMALL
 
@@ -87,10 +91,15 @@ class FromJson:
         if chosen is None or not 0 <= chosen < self.size:
             raise TokenizerFault(f"the tokenizer has no end-of-document token; the model's config needs an eos_token_id below {self.size}")
         self.end = chosen
+        self.encode(_ODD)
 
     def encode(self, text: str) -> Ids:
+        """Raises TokenizerFault; not with what tokenizers says, which may quote the text."""
         text = text.encode("utf-8", "replace").decode()  # lone surrogates, which JSON can spell, have no UTF-8
-        return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.uint32)
+        try:
+            return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.uint32)
+        except Exception:
+            raise TokenizerFault("this tokenizer.json cannot encode all text; has it the token for unknown words that it names?") from None
 
 
 def tokens_of(path: Path, text_field: str, tokenizer: Tokenizer, exclusion: Exclusion) -> Iterator[Ids]:

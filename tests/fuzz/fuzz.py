@@ -7,6 +7,7 @@ the tests for ever. What was found to lead to new code is kept in --found betwee
 """
 
 import argparse
+import hashlib
 import logging
 import sys
 from pathlib import Path
@@ -41,6 +42,13 @@ def main() -> int:
         made = mutated(data, chance, most_bytes)
         return target.seal(made)[:most_bytes] if chance.random() < 0.8 else made
 
+    def run(data: bytes) -> None:
+        try:
+            target.run(data)
+        except BaseException:  # libFuzzer writes only what it ends itself: what is slow, or takes too much memory
+            (options.findings / f"{options.target}-{hashlib.sha256(data).hexdigest()[:16]}").write_bytes(data)
+            raise
+
     found = options.found / options.target
     found.mkdir(parents=True, exist_ok=True)
     for number, seed in enumerate(target.seeds()):
@@ -55,7 +63,7 @@ def main() -> int:
         "print_final_stats": 1,
     }
     flags = [f"-{name}={value}" for name, value in settings.items()]
-    atheris.Setup([sys.argv[0], *flags, str(found), *([str(kept)] if kept.is_dir() else [])], target.run, custom_mutator=alter)
+    atheris.Setup([sys.argv[0], *flags, str(found), *([str(kept)] if kept.is_dir() else [])], run, custom_mutator=alter)
     atheris.Fuzz()
     return 0
 

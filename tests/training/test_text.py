@@ -116,6 +116,14 @@ def test_a_tokenizer_file_is_used(words: bytes, tmp_path: Path) -> None:
     assert tokenizer.encode("a \ud800").tolist() == [1, 0]
 
 
+def test_a_tokenizer_that_cannot_encode_all_text_is_a_sentence() -> None:
+    """Found by fuzzing: it names a token for unknown words that it has not got, and nothing says so before it meets one."""
+    few = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "</s>": 1}, unk_token="[UNK]"))
+    with pytest.raises(TokenizerFault, match="unknown words") as fault:
+        FromJson(few.to_str().encode(), None)
+    assert fault.value.code == Code.TOKENIZER
+
+
 def test_a_tokenizer_that_is_none_is_a_sentence(words: bytes) -> None:
     for content, end, says in ((b"{}", None, "no tokenizer"), (b"", None, "no tokenizer"), (words, 8, "end-of-doc")):
         with pytest.raises(TokenizerFault, match=says) as fault:
