@@ -3,7 +3,6 @@
 The decisions are in protocols/membership.py; here is what they need to remember, and the file of our own delegation.
 """
 
-import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -17,8 +16,6 @@ from protocols.rules import RunRules
 from tapestryd.errors import DiskFull
 from tapestryd.host.store import RunStore
 from tapestryd.swarm.doubts import Doubts
-
-log = logging.getLogger(__name__)
 
 _SPREADS = 8, 512
 """First, and at most: for how many rounds an epoch that we have seen is news that whoever leads may not have. More: a revoked node
@@ -78,21 +75,14 @@ class Roll:
         if epochs is not self.epochs:
             self.epochs = epochs
             self._news.add(delegation.member, round)
-            try:
-                self._keep()
-            except DiskFull as full:  # it holds until we end, and is tried again
-                log.warning("%s", full)
-
-    def _keep(self) -> None:
-        self._store.keep_epochs(self.epochs)
-        self._kept = self.epochs
 
     def look(self, at_ms: int) -> None:
-        """Read our own delegation anew, for its file may have been replaced; it has to hold at `at_ms`. Epochs that found the
-        disk full are written now, if they can be."""
+        """Read our own delegation anew, for its file may have been replaced; it has to hold at `at_ms`. Epochs that were seen since the
+        last look are written, if they can be: not as they come, or a Member with many of them would keep us waiting for the disk."""
         if self._kept is not self.epochs:
             with suppress(DiskFull):
-                self._keep()
+                self._store.keep_epochs(self.epochs)
+                self._kept = self.epochs
         own = None if not self._rules.members else self._look()
         trouble = own if isinstance(own, str) else ""
         self.own = own if isinstance(own, Delegation) else None

@@ -89,6 +89,7 @@ def test_a_greater_epoch_voids_and_is_remembered(tmp_path: Path) -> None:
     assert here.admit(BO.peer, old, NOW) == NORTH.peer
     assert here.admit(CYD.peer, new, NOW) == NORTH.peer
     assert here.admit(DEE.peer, given(SOUTH, DEE, epoch=0)[0], NOW) == SOUTH.peer
+    here.look(NOW)
     for again in (here, roll(tmp_path)):
         with pytest.raises(Refused) as refused:
             again.admit(BO.peer, old, NOW)
@@ -117,12 +118,25 @@ def test_what_does_not_hold_teaches_no_epoch(tmp_path: Path, forged: list[Delega
 
 
 def test_damaged_epochs_are_set_aside(tmp_path: Path) -> None:
-    roll(tmp_path).admit(BO.peer, given(NORTH, BO, epoch=7)[0], NOW)
+    here = roll(tmp_path)
+    here.admit(BO.peer, given(NORTH, BO, epoch=7)[0], NOW)
+    here.look(NOW)
     path = tmp_path / "run" / "epochs.json"
     assert Epochs.parse(path.read_bytes()) == Epochs({NORTH.peer: 7})
     path.write_bytes(b"{")
     assert roll(tmp_path).epochs == Epochs()
     assert (tmp_path / "run" / "epochs.json.damaged").exists()
+
+
+def test_epochs_are_written_once_a_look_however_many_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each write is synced, and nothing else is done meanwhile."""
+    here, kept = roll(tmp_path), list[Epochs]()
+    monkeypatch.setattr(here._store, "keep_epochs", kept.append)
+    for epoch in range(1, 50):
+        here.admit(BO.peer, given(NORTH, BO, epoch=epoch)[0], NOW)
+    here.look(NOW)
+    here.look(NOW)
+    assert kept == [Epochs({NORTH.peer: 49})]
 
 
 def test_a_full_disk_forgets_nothing_while_we_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
