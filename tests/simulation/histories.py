@@ -7,7 +7,7 @@ from protocols.limits import CLOCK_SKEW_MS
 from protocols.membership import member_quorum
 from protocols.rounds import Gather, Haste, Held, LeaveAsked, State, Stop, TrainerDown, TrainerUp
 from tests.simulation.ledger import PROGRESS_ROUNDS, Fault
-from tests.simulation.liars import CROWD, FORKING, TRAITS, Liar
+from tests.simulation.liars import CROWDS, FORKING, STUBBORN, TRAITS, Liar
 from tests.simulation.peer import Disk, Peer
 from tests.simulation.run import GENESIS, SCHEDULE, delegation, name_of
 from tests.simulation.world import World
@@ -75,7 +75,7 @@ def organisations(world: World) -> None:
     liars = rng.randint(1, most) if rng.random() < 0.6 else 0
     world.loss = rng.choice([0.0, 0.0, 0.02, 0.1])
     world.late_ms = rng.choice([0, 0, 500, 4000])
-    hands = rng.choice([*FORKING, CROWD]) if rng.random() < 0.6 else frozenset(rng.sample(TRAITS, rng.randint(1, 3)))
+    hands = rng.choice([*FORKING, *CROWDS]) if rng.random() < 0.6 else frozenset(rng.sample(TRAITS, rng.randint(1, 3)))
     number = 0
     for place, member in enumerate(members):
         nodes = rng.choice([1, 1, 2, 4, 12]) if place < liars else rng.choice([1, 1, 1, 2])
@@ -186,7 +186,7 @@ def heal(world: World) -> None:
 
 
 def calm(world: World) -> None:
-    """No more faults: liars are gone, but for the crowd that a Member sends to be silent; everybody else is up, in reach, awake, in
+    """No more faults: liars are gone, but for the crowd that a Member sends to stop the others; everybody else is up, in reach, awake, in
     time and sound. But for some, up to half, perhaps, that are too slow, or for one that calls nobody: nobody may have to wait for them."""
     world.tell("calm")
     world.loss, world.late_ms, world.skewed = 0.0, 0, False
@@ -199,7 +199,7 @@ def calm(world: World) -> None:
         left_behind = []
     for peer in world.peers.values():
         if isinstance(peer, Liar):
-            if not world.rules.members or peer.traits != CROWD:
+            if not world.rules.members or peer.traits not in STUBBORN:
                 peer.crash()
             elif not peer.up:
                 peer.boot()

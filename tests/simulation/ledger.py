@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from protocols.lineage import Entry, Tip
 from protocols.refusal import Refused
 from protocols.settling import Vote
-from tests.simulation.run import GENESIS, SCHEDULE, verify
+from tests.simulation.run import COVERAGE_PPM, FRAGMENTS, GENESIS, MIN_PEERS, SCHEDULE, verify
 
 if TYPE_CHECKING:
     from tests.simulation.peer import Peer, Work
@@ -22,6 +22,18 @@ of liars run out, one to catch up in, and two of which one may be lost to a lead
 def better(one: Tip, other: Tip) -> bool:
     """The fork choice, said once more: more weight, then the lower base."""
     return one.weight > other.weight or (one.weight == other.weight and one.base < other.base)
+
+
+def goes_on(entry: Entry, tip: Tip, last_round: int) -> bool:
+    """What a log allows behind `tip`, said once more."""
+    vote, members = entry.vote, len(entry.roster.members)
+    return (
+        (vote.before, vote.height, vote.weight) == (tip.base, tip.height + 1, tip.weight + members)
+        and vote.round > last_round
+        and vote.fragment == vote.round % FRAGMENTS
+        and members >= MIN_PEERS
+        and vote.coverage_ppm >= COVERAGE_PPM
+    )
 
 
 @dataclass(frozen=True)

@@ -9,24 +9,34 @@ from typing import Any
 
 from protocols.canonical import Json
 from protocols.grouping import Claim, Roster, order
-from protocols.limits import INTEGER, ROSTER_MEMBERS
+from protocols.limits import INTEGER, RATE, ROSTER_MEMBERS
 from protocols.lineage import Entry, Tip
 from protocols.settling import Vote, merkle
-from tests.simulation.peer import RATE, SILENT_MS, Disk, Meeting, Parked, Part, Peer, Work, part_of, roster_of, step
-from tests.simulation.run import FRAGMENTS, GENESIS, MIN_PEERS, RUN, claim, name_of, signed
+from tests.simulation.peer import SILENT_MS, Disk, Meeting, Parked, Part, Peer, Work, part_of, roster_of, step
+from tests.simulation.run import FRAGMENTS, GENESIS, MIN_PEERS, RUN, SCHEDULE, claim, name_of, signed
 from tests.simulation.world import Record, World
 
 TRAITS = (
     "false", "mirror", "mute", "two rosters", "leaves out", "two parts", "no parts", "heavy tip", "false base", "ghosts", "stalls",
-    "forges", "unvoted", "replays", "wrong base", "silent",
+    "forges", "unvoted", "replays", "wrong base", "silent", "late", "thin",
 )  # fmt: skip
 """What each does is said where it is done."""
 
 FORKING = (frozenset({"mirror", "two parts"}), frozenset({"mirror", "two rosters"}))
 """What it takes to make two halves of a crowd each believe that they are enough."""
 
-CROWD = frozenset({"silent"})
+CROWDS = (frozenset({"silent"}), frozenset({"late"}), frozenset({"thin"}))
 """What a Member's many nodes do that would stop everybody."""
+
+STUBBORN = (frozenset({"silent"}), frozenset({"thin"}))
+"""Those of them that go on with it in the quiet rounds, for it costs one round at most. Who is late may cost some more: it is not blamed
+by those who still had time to commit."""
+
+WRONG = ("weight", "base", "round that was", "round to come", "fragment", "members", "coverage")
+"""What a forged entry is refused for; all else of it is right, its arithmetic, too."""
+
+LATE_MS = 220
+"""Before the deadline: enough for a part to come from who votes then, mostly, but not for a vote on what it leads to."""
 
 GHOSTS = range(100, 116)
 """Numbers of the names of peers that never come."""
@@ -49,6 +59,11 @@ class Liar(Peer):
 
     def keep(self, entry: Entry, *, own: bool = False) -> None:
         self.disk.entries.append(entry)
+
+    @property
+    def can(self) -> Claim:
+        """thin: it says that it is fast, so as to reduce much."""
+        return claim(RATE, self.delegation) if "thin" in self.traits else super().can
 
     # Presences.
 
@@ -80,18 +95,23 @@ class Liar(Peer):
                 records.append(again)
 
     def forged(self, tip: Tip) -> Tip:
-        """forges: a branch of its own making, certified by keys of its own making, and heavier than any; perhaps of a round that
-        is yet to come; in every third round it leads to the base that all have. unvoted: the same with other peers in the
-        roster, who never voted."""
+        """forges: an entry of its own making on the base that it has, certified by keys of its own making, in which one thing is wrong;
+        "base": it leads back to the base that it began from. unvoted: with other peers in the roster, who never voted."""
         if self.invented is None or tip.better_than(self.invented.tip):
-            round = self.member.round + (1000 if self.world.random() < 0.2 else 0)
-            voters = [self.name, *self.ghosts, name_of(GHOSTS[-1])] if "forges" in self.traits else [self.name]
-            members = order(RUN, round, voters if "forges" in self.traits else self.world.peers)
-            roster = roster_of(round, tip.base, members, [claim(RATE, None)] * len(members))
+            wrong = self.world.rng.choice(WRONG) if "forges" in self.traits else ""
+            round = {"round that was": self.disk.last_round, "round to come": self.member.round + 1000}.get(wrong, self.member.round)
+            voters = [self.name, *self.ghosts, name_of(GHOSTS[-1])] if wrong not in ("", "members") else [self.name]
+            members = order(RUN, round, voters if wrong else self.world.peers)
+            fragment = (round + (wrong == "fragment")) % FRAGMENTS
+            roster = replace(roster_of(round, tip.base, members, [claim(1, None)] * len(members)), fragment=fragment)
             parts = tuple(step(name, str(round)) for name in members)
-            heavy = min(INTEGER - 1, tip.weight + (ROSTER_MEMBERS if self.world.random() < 0.7 else INTEGER))
-            after, height = (tip.base, tip.height) if round % 3 == 0 else (step(self.name, tip.base), tip.height + 1)
-            vote = Vote(RUN, round, round % FRAGMENTS, roster.digest, merkle(parts), 10**6, tip.base, after, height, heavy)
+            root, weight, coverage = merkle(parts), tip.weight + len(members), 0 if wrong == "coverage" else 10**6
+            after, height = step(tip.base, root), tip.height + 1
+            if wrong in ("weight", "base"):
+                weight = min(INTEGER - 1, tip.weight + (ROSTER_MEMBERS if self.world.random() < 0.7 else INTEGER))
+            if wrong == "base":
+                after, height = tip.base, tip.height
+            vote = Vote(RUN, round, fragment, roster.digest, root, coverage, tip.base, after, height, weight)
             votes = tuple(signed("vote", vote.to_body(), name) for name in voters)
             self.invented = Entry(vote, roster, parts, (1,) * len(parts), votes)
         return self.invented.tip
@@ -159,11 +179,21 @@ class Liar(Peer):
         if "silent" not in self.traits:
             super().reduce(roster)
 
+    def offer(self, meeting: Meeting, part: int, reducer: str) -> None:
+        """thin: nothing of it is in others' parts, and nothing of others in its own."""
+        if "thin" not in self.traits:
+            super().offer(meeting, part, reducer)
+
+    def part_closes(self, meeting: Meeting) -> None:
+        if "thin" in self.traits:
+            meeting.offers = {self.name}
+        super().part_closes(meeting)
+
     def return_part(self, meeting: Meeting, sender: Peer) -> None:
-        """two parts: one half of the members gets another result than the other. no parts: they get none."""
+        """two parts: one half of the members gets another result than the other. no parts: they get none. late: nobody gets it here."""
         assert meeting.mine is not None
         place = meeting.members.index(sender.name)
-        if "no parts" in self.traits and place % 2:
+        if "late" in self.traits or ("no parts" in self.traits and place % 2):
             return
         part = meeting.parts[meeting.mine]
         if "two parts" in self.traits and place % 2:
@@ -173,8 +203,13 @@ class Liar(Peer):
     # Settling.
 
     def push(self, name: str, vote: Vote, parts: tuple[Part, ...], tries: int) -> None:
-        """false: votes for what nobody has, and for two such things. mirror: has no opinion of its own (`heard_vote`)."""
+        """false: votes for what nobody has, and for two such things. mirror: has no opinion of its own (`heard_vote`). late: votes when
+        nobody has the time left for more than to ask it for its part."""
         if "mirror" in self.traits:
+            return
+        if "late" in self.traits:
+            wait_ms = SCHEDULE.deadline(vote.round) - LATE_MS - self.clock()
+            self.later(max(0, wait_ms), partial(super().push, name, vote, parts, tries))
             return
         if "false" in self.traits:
             vote = replace(vote, after=step(vote.after, name if self.world.random() < 0.5 else self.name))

@@ -8,10 +8,11 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
-from protocols import lineage, rounds, settling
+from protocols import grouping, lineage, rounds, settling
 from protocols.grouping import Candidate, Claim, Roster, accept, leaders
-from protocols.lineage import Tip
+from protocols.lineage import Entry, Tip
 from protocols.membership import Delegation
+from protocols.rules import Averaging
 from protocols.schedule import Schedule
 from protocols.settling import Vote
 from tapestryd.swarm.silence import Silence
@@ -126,6 +127,40 @@ def follows_any_weight() -> None:
     _set(Vote, "from_body", classmethod(lambda cls, body: cls(**body)))
 
 
+def _follow(*blind: str) -> None:
+    """Of an entry, these things may be as they like."""
+    plain = lineage.follow
+
+    def follow(tip: Tip, entry: Entry, rules: Averaging, *, last_round: int) -> None:
+        vote, members = entry.vote, len(entry.roster.members)
+        right = {"weight": tip.weight + members, "fragment": vote.round % rules.fragments, "coverage_ppm": 10**6}
+        seen = replace(entry, vote=replace(vote, **{name: right[name] for name in blind if name in right}))
+        few = replace(rules, min_peers=1) if "members" in blind else rules
+        plain(tip, seen, few, last_round=-1 if "round" in blind else last_round)
+
+    _set(lineage, "follow", follow)
+
+
+def follows_any_step_in_weight() -> None:
+    _follow("weight")
+
+
+def follows_any_fragment() -> None:
+    _follow("fragment")
+
+
+def follows_a_round_that_was() -> None:
+    _follow("round")
+
+
+def follows_one_alone() -> None:
+    _follow("members")
+
+
+def follows_any_coverage() -> None:
+    _follow("coverage_ppm")
+
+
 def takes_rounds_to_come() -> None:
     _set(Peer, "parsed", lambda self, data: self.world.ledger.parsed(data) if data else None)
 
@@ -206,6 +241,28 @@ def nobody_tells() -> None:
     _set(Peer, "told", lambda self, roster, asker: None)
 
 
+def blames_who_is_absent_only() -> None:
+    """A reducer has failed a round if its part never came, and not if it came too late, or left everybody out."""
+
+    def unsettled(self: Peer, work: Work, reason: str) -> None:
+        meeting = work.meeting
+        assert meeting is not None
+        absent = [peer for place, peer in enumerate(meeting.reducers) if place not in meeting.parts]
+        self.silence.lost(meeting.roster, absent, self.name)
+        self.stage_ends(work, rounds.Failed(work.number, reason))
+
+    _set(Peer, "unsettled", unsettled)
+
+
+def blames_nobody() -> None:
+    _set(Silence, "lost", lambda self, roster, failed, me: None)
+
+
+def one_leader() -> None:
+    for module in (grouping, room):
+        _set(module, "ATTEMPTS", 1)
+
+
 def always_counted() -> None:
     """Also who never has a delta in time."""
     _set(rounds.Member, "counts", True)
@@ -257,5 +314,7 @@ ALL = (
     *QUICK, majority, present_only, discard_keeps_the_base, no_tie_break, higher_is_better, roster_of_any_base,
     no_gather_deadline, no_stage_deadline, no_certificate, follows_any_weight, takes_rounds_to_come, a_round_twice,
     base_before_disk, keeps_a_failed_commit, presences_for_ever, goes_back_for_a_snapshot, anybody_leads, nobody_tells, always_counted,
+    follows_any_step_in_weight, follows_any_fragment, follows_a_round_that_was, follows_one_alone,
+    follows_any_coverage, blames_who_is_absent_only, blames_nobody, one_leader,
     most_of_the_nodes_too, coverage_by_node, leaders_by_node, blamed_by_node, a_voice_a_node, most_of_the_voices,
 )  # fmt: skip

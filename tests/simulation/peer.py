@@ -51,7 +51,7 @@ from protocols.rounds import (
 from protocols.settling import Vote, coverage_ppm, merkle
 from tapestryd.swarm.draw import SLOW_S
 from tapestryd.swarm.silence import Silence
-from tests.simulation.ledger import better
+from tests.simulation.ledger import better, goes_on
 from tests.simulation.run import (
     AVERAGING,
     COVERAGE_PPM,
@@ -718,13 +718,9 @@ class Peer:
         assert meeting is not None
         failed = {place for place in range(len(meeting.reducers)) if place not in meeting.parts or place in meeting.repaired}
         if reason == "coverage":
-            failed |= {place for place, (_, places) in meeting.parts.items() if self.covered(meeting, [places]) < COVERAGE_PPM}
+            failed |= {place for place, (_, places) in meeting.parts.items() if covered(meeting, [1], [places]) < COVERAGE_PPM}
         self.silence.lost(meeting.roster, [meeting.reducers[place] for place in failed], self.name)
         self.stage_ends(work, Failed(work.number, reason))
-
-    @staticmethod
-    def covered(meeting: Meeting, contributors: Sequence[Sequence[int]]) -> int:
-        return coverage_ppm([1] * len(contributors), contributors, meeting.roster.owners)
 
     def repair(self, work: Work) -> None:
         """Fetch what is missing from a voter that agrees with what is here, first from those who voted as most did."""
@@ -764,7 +760,7 @@ class Peer:
         meeting, before = work.meeting, work.before
         assert meeting is not None
         parts = tuple(meeting.parts[place] for place in range(len(meeting.reducers)))
-        coverage = self.covered(meeting, [places for _, places in parts])
+        coverage = covered(meeting, [last - first for first, last in meeting.roster.parts], [places for _, places in parts])
         if coverage < COVERAGE_PPM:
             self.unsettled(work, "coverage")
             return
@@ -1061,22 +1057,21 @@ def part_of(meeting: Meeting, place: int, offers: set[str], salt: str = "") -> P
     return digest(f"{meeting.digest} {place} {inside} {salt}".encode()), inside
 
 
+def covered(meeting: Meeting, sizes: Sequence[int], contributors: Sequence[Sequence[int]]) -> int:
+    return coverage_ppm(sizes, contributors, meeting.roster.owners)
+
+
 def roster_of(round: int, before: str, members: list[str], claims: list[Claim]) -> Roster:
     return Roster(RUN, round, round % FRAGMENTS, before, tuple(members), tuple(claims))
 
 
 def follows(entry: Entry, tip: Tip, last_round: int) -> bool:
-    """What Keeper asks of an entry that others made before it takes it."""
-    return goes_on(entry, tip, last_round) and computed(entry)
-
-
-def goes_on(entry: Entry, tip: Tip, last_round: int) -> bool:
-    """The production function."""
+    """What Keeper asks of an entry that others made before it takes it: by the production function, and by its arithmetic."""
     try:
         lineage.follow(tip, entry, AVERAGING, last_round=last_round)
     except Refused:
         return False
-    return True
+    return computed(entry)
 
 
 def computed(entry: Entry) -> bool:
