@@ -72,6 +72,11 @@ def is_digest(text: object) -> bool:
     return isinstance(text, str) and len(text) == 64 and all(c in "0123456789abcdef" for c in text)
 
 
+def is_signature(text: str) -> bool:
+    """bytes.fromhex would also take blanks, without end."""
+    return re.fullmatch("[0-9a-f]{128}", text) is not None
+
+
 @dataclass(frozen=True, slots=True)
 class Signed:
     """A statement by one node: `kind` separates domains, so that a vote can never be read as a roster."""
@@ -101,14 +106,11 @@ class Signed:
         if value["kind"] != kind:
             raise Refused(Reason.MALFORMED, f"a {value['kind'][:20]!r} where a {kind!r} belongs")
         signed = cls(kind, value["body"], value["peer"], value["signature"])
-        if not _SIGNATURE.fullmatch(signed.signature):  # bytes.fromhex would also take blanks, without end
+        if not is_signature(signed.signature):
             raise Refused(Reason.MALFORMED, "a signature is 128 lower-case hexadecimal digits")
         if not verify(signed.peer, cls.message(kind, signed.body), bytes.fromhex(signed.signature)):
             raise Refused(Reason.BAD_SIGNATURE, f"{kind} not signed by {signed.peer[:60]}")
         return signed
-
-
-_SIGNATURE = re.compile("[0-9a-f]{128}")
 
 
 def _check(value: object, depth: int) -> None:

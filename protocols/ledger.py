@@ -9,12 +9,11 @@ Specified in ledger.md. Knows nothing of files, and takes the signature's arithm
 """
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, get_type_hints
 
-from protocols.canonical import Json, Sign, Verify, digest, dumps, is_digest, loads, take
+from protocols.canonical import Json, Sign, Verify, digest, dumps, is_digest, is_signature, loads, take
 from protocols.identity import public_key
 from protocols.refusal import Reason, Refused
 from protocols.trainer import Withhold
@@ -31,7 +30,6 @@ HEADS = 64
 HEADS_BYTES = 8192
 
 _DOMAIN = b"tapestry/ledger/1\n"
-_SIGNATURE = re.compile("[0-9a-f]{128}")
 _COMMON = {"entry": int, "prev": str, "time_ms": int, "kind": str, "signature": str}
 
 
@@ -130,7 +128,7 @@ def parse(data: bytes) -> Entry:
     what = kind(**told)
     if not all(is_digest(body[name]) for name in ("prev", "run", "sha256") if name in body):
         raise Refused(Reason.MALFORMED, "a digest is 64 lower-case hexadecimal digits")
-    if not _SIGNATURE.fullmatch(body["signature"]):
+    if not is_signature(body["signature"]):
         raise Refused(Reason.MALFORMED, "a signature is 128 lower-case hexadecimal digits")
     if isinstance(what, Withheld) and what.reason not in _REASONS:
         raise Refused(Reason.MALFORMED, f"withheld for {what.reason[:20]!r}")

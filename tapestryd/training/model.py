@@ -35,12 +35,11 @@ kernel to download) go too: transformers then takes torch's fused attention, or 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
 
 
-def read_config(path: Path | str) -> str:
+def read_config(path: Path) -> str:
     """A config.json, or the Hugging Face folder that holds one → its architecture as sorted JSON text.
 
     Raises ConfigFault: missing, not JSON, no model_type, or quantized weights (which cannot be trained on).
     """
-    path = Path(path)
     file = path / "config.json" if path.is_dir() else path
     try:
         body = json.loads(file.read_bytes())
@@ -84,11 +83,10 @@ def weighted(folder: Path) -> bool:
     return any(file.name.endswith(_WEIGHTS) for file in folder.iterdir())
 
 
-def load(path: Path | str) -> nn.Module:
+def load(path: Path) -> nn.Module:
     """A local Hugging Face folder with safetensors → float32 model. What it holds that is not of the model is left out, with a
     warning. Raises ConfigFault: missing folder, file, shard or tensor; numbers that are not finite; a state beside the parameters that a
     fresh model does not have (the bias by which some route to experts): no run could carry it."""
-    path = Path(path)
     config = json.loads(read_config(path))
     if not any(path.glob("*.safetensors")):
         raise ConfigFault(f"{path}: no *.safetensors; pickled weights (.bin, .pt) are not read, convert them first")
@@ -126,13 +124,12 @@ def load(path: Path | str) -> nn.Module:
     return full
 
 
-def export(out_dir: Path | str, *, config: str, theta: Tensor, layout: Layout, tokenizer: Path | None, card: str) -> None:
+def export(out_dir: Path, *, config: str, theta: Tensor, layout: Layout, tokenizer: Path | None, card: str) -> None:
     """Write theta (n,) float32 as a Hugging Face folder: config.json, safetensors, tokenizer, README.md with `card`.
 
     `tokenizer`: a tokenizer.json, or None for bytes. Written beside and renamed: the folder is there whole or not at all.
     Needs about twice the vector's memory. Raises StateFault when `out_dir` exists or cannot be written.
     """
-    out_dir = Path(out_dir)
     if out_dir.exists():
         raise StateFault(f"{out_dir} exists; choose another folder for the export")
     model: Any = build(config)
