@@ -1,6 +1,7 @@
 """Fixtures that several folders of tests use."""
 
 import asyncio
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,9 @@ from tests.scripted import Scripted, Served
 # How fast it is, is no property: the machine has other work.
 settings.register_profile("tapestry", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tapestry")
+
+# Of models as small as the tests' two threads take three times as long as one, and more where the cores have other work.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Started in the background by a script, pytest ignores SIGINT, and so would every process that it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -67,7 +67,7 @@ class Peer:
         self.folder = folder
         self.namespace = namespace
         self.program = program
-        self.environment = {**os.environ, **(environment or {})}
+        self.environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | dict(environment or {})
         self.process: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True)
         paths = ", ".join(json.dumps(str(path)) for path in data)
