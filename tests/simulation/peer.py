@@ -342,7 +342,10 @@ class Peer:
     def scout(self) -> None:
         """Ask those who announce a better lineage for its certificate."""
         best = self.tip
-        if self.member.state not in FOLLOWING or not any(record.tip not in self.proven for record, _ in self.known.values()):
+        if self.member.state not in FOLLOWING:
+            return
+        told = {record.tip for record, _ in self.known.values()} - {None, best, *self.proven}
+        if not any(tip and (best is None or tip.better_than(best)) for tip in told):
             return
         for seen in self.seen():
             if seen.tip and (best is None or seen.tip.better_than(best)):
