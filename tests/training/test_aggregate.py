@@ -94,9 +94,15 @@ def test_the_sign_of_zero_is_one(members: int, kind: str, rng: object) -> None:
 @pytest.mark.parametrize("kind", ["clipped", "trimmed", "median"])
 def test_chunks_and_threads_do_not_matter(kind: str) -> None:
     parts, weights, scale = random(5, 200_001, 0)
-    whole = aggregate(kind, parts, weights, scale)
-    for piece in (slice(0, 100), slice(65_530, 65_550), slice(-7, None)):
-        assert torch.equal(whole[piece], aggregate(kind, parts[:, piece].contiguous(), weights, scale))
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 4):
+            torch.set_num_threads(count)
+            whole = aggregate(kind, parts, weights, scale)
+            for piece in (slice(0, 100), slice(65_530, 65_550), slice(-7, None)):
+                assert torch.equal(whole[piece], aggregate(kind, parts[:, piece].contiguous(), weights, scale))
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("bad", [[0.0, 0.0], [1.0, -0.5], [1.0, float("nan")], [1.0, float("inf")], [1.0, 1e40]])
