@@ -67,17 +67,17 @@ def _bytes(data: bytes, chance: Random) -> bytes:
 
 
 def _tree(data: bytes, chance: Random) -> bytes | None:
-    """`data`, its JSON object altered and spelled canonically where that can be; None if it holds none. Bytes before and behind stay."""
+    """`data`, its JSON object altered and spelled canonically where that can be; None if it holds none, or one so deep
+    that Python gives up. Bytes before and behind stay."""
     first, last = data.find(b"{"), data.rfind(b"}") + 1
     try:
-        value = json.loads(data[first:last])
+        body = altered(json.loads(data[first:last]), chance)
+        try:
+            text = dumps(body)
+        except Refused:
+            text = json.dumps(body, separators=(",", ":"), sort_keys=True).encode()
     except (ValueError, RecursionError):
         return None
-    body = altered(value, chance)
-    try:
-        text = dumps(body)
-    except Refused:
-        text = json.dumps(body, separators=(",", ":"), sort_keys=True).encode()
     return data[:first] + text + data[last:]
 
 
