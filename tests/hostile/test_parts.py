@@ -149,19 +149,26 @@ def test_a_part_that_comes_too_late_to_vote_loses_one_round_and_not_the_next(tmp
 
 async def votes_and_then_gives(here: World, turn: Turn) -> None:
     """No part of ours on the stream that an offer came on; but to whoever asks for it behind our vote."""
-    liar, offer, ours = here.liar, here.offer(turn), list[bytes]()
+    liar, offer = here.liar, here.offer(turn)
     roster = await here.joins(turn, liar.claim(offer, rate=RATE))
-    liar.answer("reduce", liar.reducing(here.rules, roster, offer, lambda _, part: ours.append(part)))
+    reduced = asyncio.get_running_loop().create_future()
+
+    def keeps(_: str, part: bytes) -> None:
+        if not reduced.done():
+            reduced.set_result(part)
+
+    liar.answer("reduce", liar.reducing(here.rules, roster, offer, keeps))
     slices = roster.slices(offer.owed.numel(), here.rules.codec.block)
     others = [(peer, offer.part(*at)) for peer, at in zip(roster.reducers, slices, strict=True) if peer != liar.peer]
     heads = await asyncio.gather(*(liar.offer(peer, roster.digest, part) for peer, part in others))
     parts = {peer: loads(head, 9999)["made"]["body"]["digest"] for (peer, _), (head, _) in zip(others, heads, strict=True)}
-    parts[liar.peer] = digest(ours[0])
+    ours = await reduced
+    parts[liar.peer] = digest(ours)
     made = liar.signed("part", part_body(roster, roster.reducers.index(liar.peer), parts[liar.peer]))
 
     async def gives(_: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read(reader)
-        writer.write(framed({"made": made}, ours[0]))
+        writer.write(framed({"made": made}, ours))
         await writer.drain()
 
     liar.answer("part", gives)
