@@ -22,6 +22,7 @@ class Beside:
         task = asyncio.create_task(guarded())
         self._tasks.add(task)  # the loop itself would let it be collected
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: work.close())  # cancelled before it began, it would be complained of
         return task
 
     def cancel(self) -> None:

@@ -89,6 +89,7 @@ class Node:
         self._prefix = prefix
         self._bootstrap = {_peer_of(address): address for address in bootstrap}
         self._present: set[str] = set()
+        self.own: bytes | None = None
         self._hints: dict[str, list[str]] = {}
         self._open: Counter[str] = Counter()
         self._asked: dict[str, float] = {}
