@@ -41,9 +41,19 @@ class Self:
 
 
 @dataclass(frozen=True, slots=True)
+class Fetching:
+    """A snapshot on its way: how much of it is here, and how many peers say that they keep it."""
+
+    height: int
+    here_bytes: int
+    bytes: int
+    donors: int
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """`height`: commits since genesis. `round`: by the swarm clock.
-    `boundary_in_s`: seconds until local steps end; negative inside the average window."""
+    `boundary_in_s`: seconds until local steps end; negative inside the average window. `fetching`: while a snapshot is."""
 
     id: str
     name: str
@@ -56,6 +66,7 @@ class Run:
     elements: int
     fragments: int
     min_peers: int
+    fetching: Fetching | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,13 +6,17 @@ log can rebuild. Called from the event loop; heavy work goes to threads.
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
 
+from protocols import limits
 from protocols.canonical import Verify
+from protocols.control import Fetching
 from protocols.layout import Layout
 from protocols.lineage import Entry, Snapshot, Tip
 from protocols.refusal import Reason, Refused
@@ -31,6 +35,9 @@ log = logging.getLogger(__name__)
 _BRANCH = 8
 """Entries back to where a branch may have parted from ours, and beyond our height, for us to change over entry by entry: all in
 memory until then, and together fewer bytes than a snapshot."""
+
+_TELL_S = 30.0
+"""So often the log says how far a snapshot is."""
 
 _STOP_S = 10.0
 """A snapshot that is being written when we end has so long; without it the next start replays a few entries more."""
@@ -55,6 +62,7 @@ class Keeper:
         self._on_replace = on_replace
         self._writing: asyncio.Task[None] | None = None
         self._moving = asyncio.Lock()
+        self.fetching: Fetching | None = None
         self.round = -1
         """Of the entry that led to the tip; -1: the tip is genesis, or that entry is not here."""
 
@@ -286,9 +294,20 @@ class Keeper:
             "fetching snapshot height=%d: %d of %d pieces, from %d peers",
             snapshot.tip.height, len(wanted), len(snapshot.pieces), len(keepers),
         )  # fmt: skip
-        async with self._fetcher.pieces(keepers, snapshot, wanted) as coming:
-            async for piece, _, data in coming:
-                await asyncio.to_thread(download.keep, piece, data)
+        missing_bytes = sum(min(limits.PIECE_BYTES, snapshot.size - piece * limits.PIECE_BYTES) for piece in wanted)
+        now = Fetching(snapshot.tip.height, snapshot.size - missing_bytes, snapshot.size, len(keepers))
+        told = time.monotonic()
+        try:
+            async with self._fetcher.pieces(keepers, snapshot, wanted) as coming:
+                self.fetching = now
+                async for piece, _, data in coming:
+                    await asyncio.to_thread(download.keep, piece, data)
+                    self.fetching = now = replace(now, here_bytes=now.here_bytes + len(data))
+                    if time.monotonic() - told > _TELL_S:
+                        told = time.monotonic()
+                        log.info("fetching snapshot height=%d: %d of %d bytes are here", now.height, now.here_bytes, now.bytes)
+        finally:
+            self.fetching = None
         return download.path
 
     async def _snapshot_if_due(self) -> None:

@@ -107,6 +107,7 @@ def _run(session: Session) -> control.Run:
         elements=session.keeper.base.layout.elements,
         fragments=rules.averaging.fragments,
         min_peers=rules.averaging.min_peers,
+        fetching=session.keeper.fetching,
     )
 
 

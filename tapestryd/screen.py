@@ -225,6 +225,10 @@ def _run(run: Doc | None) -> list[str]:
         return ["none; join one with: tapestry run join INVITE"]
     if run["phase"] == "fetching":
         return [run["name"], run["id"][:8], "fetching the rules"]
+    if run["fetching"]:
+        of = run["fetching"]
+        here = f"{size(of['here_bytes'])} of {size(of['bytes'])} of the base of height {of['height']} are here, from {of['donors']} peers"
+        return [f"{run['name']} ({run['id'][:8]})", f"round {run['round']}", here]
     left = run["boundary_in_s"]
     when = f"local steps end in {duration(left)}" if left >= 0 else f"{run['phase'] or 'average window'}, {duration(-left)} in"
     return [f"{run['name']} ({run['id'][:8]})", f"round {run['round']}", f"height {run['height']}", f"base {run['base_digest'][:8]}", when]

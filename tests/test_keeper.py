@@ -1,6 +1,7 @@
 """Lineages on disk and in memory: commit, crash, replay bit for bit, catching up from good donors and bad ones."""
 
 import asyncio
+import logging
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import torch
 
 from protocols import limits
 from protocols.canonical import digest
+from protocols.control import Fetching
 from protocols.lineage import Entry, Snapshot, Tip, base_digest
 from protocols.refusal import Declined, Reason, Refused
 from tapestryd import keeper as keeper_module
@@ -373,6 +375,39 @@ def test_a_joiner_takes_a_snapshot_and_replays_the_tail(tmp_path: Path) -> None:
         again = keeper(line, RunStore(tmp_path, line.rules.run_id))
         await again.open()
         assert same(again, line)
+
+    go(work)
+
+
+def test_a_joiner_tells_how_far_its_snapshot_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Also one that had begun before."""
+    monkeypatch.setattr(limits, "PIECE_BYTES", 3500)
+    monkeypatch.setattr(keeper_module, "_TELL_S", 0.0)
+    line = grown(3)
+    snapshot, data = line.snapshot()
+    store = begin(line, tmp_path, genesis=False)
+    store.download(snapshot).keep(0, data[:3500])
+
+    async def work() -> None:
+        donors = Donors(ann=line, bo=line)
+        donors.snapshots = dict.fromkeys(("ann", "bo"), (snapshot, data))
+        joiner = keeper(line, store, donors)
+        told: list[Fetching | None] = []
+        answer = donors.ask
+
+        async def ask(peer: str, verb: str, *rest: Any, **more: Any) -> tuple[object, bytearray]:
+            if verb == "piece":
+                told.append(joiner.fetching)
+            return await answer(peer, verb, *rest, **more)
+
+        monkeypatch.setattr(donors, "ask", ask)
+        assert await joiner.open() is None
+        with caplog.at_level(logging.INFO, "tapestryd.keeper"):
+            await joiner.catch_up(snapshot.tip, ["ann", "bo"])
+        assert same(joiner, line)
+        assert Fetching(3, 3500, 7208, 2) in told
+        assert joiner.fetching is None
+        assert caplog.messages[-1].endswith("7208 of 7208 bytes are here")
 
     go(work)
 

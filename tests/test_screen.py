@@ -9,6 +9,7 @@ from protocols.control import (
     Averaging,
     Certificate,
     Contribution,
+    Fetching,
     Hold,
     Isolation,
     Missing,
@@ -358,6 +359,12 @@ def test_of_a_run_whose_rules_are_awaited_only_the_id_is_told() -> None:
     run = Run(RUN.id, "", "fetching", 0, 0, "", 0.0, RUN.invite, 0, 0, 0)
     shown = screen.render(replace(JOINING, run=run).to_json(), width=80, colour=False)
     assert "\nRun        abababab   fetching the rules\n" in shown
+
+
+def test_a_base_on_its_way_is_told_in_bytes() -> None:
+    run = replace(RUN, phase="syncing", fetching=Fetching(40, 3 << 28, 2 << 30, 4))
+    shown = screen.render(replace(JOINING, run=run).to_json(), width=120, colour=False)
+    assert "round 41   768 MiB of 2.0 GiB of the base of height 40 are here, from 4 peers\n" in shown
 
 
 def test_what_would_hold_it_is_said_before_it_can_train() -> None:

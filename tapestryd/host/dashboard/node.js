@@ -82,9 +82,10 @@ export function machine({ status, heard }, late) {
   ]);
 }
 
-function phase({ phase, boundary_in_s }, late) {
+function phase({ phase, boundary_in_s, fetching }, late) {
   const left = boundary_in_s - late;
   if (phase === "fetching") return "fetching the rules";
+  if (fetching) return `${size(fetching.here_bytes)} of ${size(fetching.bytes)} of the base are here`;
   return left >= 0 ? `local steps end in ${duration(left)}` : `${phase}, ${duration(-left)} into the average window`;
 }
 
