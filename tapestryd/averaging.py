@@ -172,7 +172,8 @@ class Averaging:
         try:
             r.vote, r.certificate = await self._settlement.perform(meeting, compute, r.present, by)
         except Unsettled:
-            failed |= {part for part in range(len(roster.reducers)) if part not in meeting.blobs or part in meeting.repaired}
+            if self._settlement.result(meeting, r.present) is None:  # else it is lost to us alone, whoever's line it was
+                failed |= {part for part in range(len(roster.reducers)) if part not in meeting.blobs or part in meeting.repaired}
             self._gathering.lost(roster, [roster.reducers[part] for part in failed])
             raise
         return Settled(r.number)

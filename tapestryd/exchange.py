@@ -108,10 +108,14 @@ class Exchange:
         return mean, found
 
     def thin(self, blobs: Sequence[bytes]) -> list[int]:
-        """The parts that by themselves have less than the rule's coverage."""
+        """The parts that by themselves have less than the rule's coverage, and are not empty."""
         members, least = len(self.roster.members), float(self.rules.averaging.coverage) * 1_000_000
         contributors = [in_bitmap(blob[:BITMAP_BYTES], members) for blob in blobs]
-        return [part for part, places in enumerate(contributors) if coverage_ppm([1], [places], self.roster.owners) < least]
+        return [
+            part
+            for part, (places, (start, stop)) in enumerate(zip(contributors, self.slices, strict=True))
+            if start < stop and coverage_ppm([1], [places], self.roster.owners) < least
+        ]
 
     def residual(self, blobs: Sequence[bytes]) -> Tensor:
         """What we still owe after a commit: the codec's error where we are in the mean, the whole delta where we are not."""

@@ -26,6 +26,9 @@ from tapestryd.host.files import write
 from tapestryd.host.state import StateDir
 from tapestryd.program import ended, seconds, whole
 
+_ODD = "No word of this, \U000107d7 织物\x00\U0010fffd, need be known"
+"""What few vocabularies have: a run's tokenizer must make something of it, too, for its peers' texts are all sorts of things."""
+
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="tapestry run new", description="Write the rules and the genesis of a new run into a folder.")
@@ -108,6 +111,7 @@ def found(arguments: argparse.Namespace) -> RunRules:
     tokenizer = b"" if named == "bytes" else _read(Path(named))
     try:
         words = Bytes() if named == "bytes" else FromJson(tokenizer, models.end_of(config))
+        words.encode(_ODD)
     except TokenizerFault as fault:
         raise ConfigFault(f"{named}: {fault}") from None
     models.fits(network, words.size, arguments.tokens)

@@ -84,8 +84,9 @@ class Neighbours:
         self._on_proof = on_proof
         self._known: dict[str, _Known] = {}
         self.own_ms = now_ms()
-        """When our newest record was made. What was said before we began, we said in an earlier life."""
-        self._twin = -math.inf
+        """When our newest record was made; those from before we began are of an earlier life."""
+        self._twin_ms, self._twin = 0, -math.inf
+        """Of the newest record by our key that we did not make; when there was one newer than that."""
         self._shunned: dict[str, float] = {}
         """Banned peers that had a record at the last look, and when that was."""
         self._doubts = Doubts(*_DOUBTED_S)
@@ -118,8 +119,11 @@ class Neighbours:
         for peer in [peer for peer, known in self._known.items() if now - known.seen > limits.PRESENCE_MS / 1000]:
             del self._known[peer]  # also when the DHT does not answer
         found = await self._node.look()
-        if self._later(self._node.own):
-            self._twin = now
+        made_ms = self._made_ms(self._node.own)
+        if made_ms > max(self.own_ms, self._twin_ms):
+            if self._twin_ms:  # the first may be of an earlier life, with a clock that was ahead
+                self._twin = now
+            self._twin_ms = made_ms
         self._shunned = {peer: now for peer in found if self._node.door.shut(peer)}
         for peer in [peer for peer in self._known if self._node.door.shut(peer)]:
             del self._known[peer]
@@ -144,7 +148,8 @@ class Neighbours:
             if presence.state == "left":
                 self._known.pop(peer, None)
             elif known is None:
-                if len(self._known) < limits.RECORDS:
+                # One that has nothing newer to say is stored for longer than it is there.
+                if len(self._known) < limits.RECORDS and now_ms() - presence.made_ms <= limits.PRESENCE_MS:
                     self._known[peer] = _Known(presence, now)
             elif presence.made_ms > known.presence.made_ms:
                 known.presence, known.seen = presence, now
@@ -154,12 +159,11 @@ class Neighbours:
                 self._spawn(self._ping(peer, known))
         self._node.hint({peer: known.presence.addrs for peer, known in self._known.items()})
 
-    def _later(self, own: bytes | None) -> bool:
-        """Whether that is a record by our key that is newer than our newest: we did not make it."""
+    def _made_ms(self, own: bytes | None) -> int:
         try:
-            return Presence.parse(own, run=self._run, peer=self._node.peer_id, now_ms=now_ms(), verify=self._verify).made_ms > self.own_ms
+            return Presence.parse(own, run=self._run, peer=self._node.peer_id, now_ms=now_ms(), verify=self._verify).made_ms
         except Refused:
-            return False  # there is none, or anybody's
+            return 0  # there is none, or anybody's
 
     def twin(self) -> bool:
         """Whether another daemon has our identity, or had it until a moment ago: of its records and ours one hides the other."""

@@ -225,8 +225,7 @@ def _run(run: Doc | None) -> list[str]:
         return ["none; join one with: tapestry run join INVITE"]
     if run["phase"] == "fetching":
         return [run["name"], run["id"][:8], "fetching the rules"]
-    if run["fetching"]:
-        of = run["fetching"]
+    if of := run.get("fetching"):  # not told by a daemon that is older than this command
         here = f"{size(of['here_bytes'])} of {size(of['bytes'])} of the base of height {of['height']} are here, from {of['donors']} peers"
         return [f"{run['name']} ({run['id'][:8]})", f"round {run['round']}", here]
     left = run["boundary_in_s"]

@@ -81,6 +81,13 @@ def test_what_cannot_be_founded_is_one_sentence(
     assert sentence in capsys.readouterr().err
 
 
+def test_no_run_is_founded_with_words_that_not_all_text_has(tmp_path: Path) -> None:
+    few = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "</s>": 1}, unk_token="[UNK]"))
+    few.save(str(tmp_path / "few.json"))
+    with pytest.raises(ConfigFault, match=r"few\.json: this tokenizer\.json cannot encode all text"):
+        founded(tmp_path, "--tokenizer", str(tmp_path / "few.json"))
+
+
 def test_weights_of_another_format_are_not_passed_over(tmp_path: Path) -> None:
     """A run from a random model instead would be a surprise."""
     (tmp_path / "pytorch_model.bin").write_bytes(b"")

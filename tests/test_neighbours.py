@@ -65,9 +65,10 @@ class Watcher:
             self.feed(event)
 
 
-async def announce(node: Node, person: Person, run: str, tip: Tip | None) -> None:
+async def announce(node: Node, person: Person, run: str, tip: Tip | None, *, ahead_ms: int = 0) -> None:
     height, weight, base = (tip.height, tip.weight, tip.base) if tip else (0, 0, "")
-    told = Presence(run, person.peer, "x", "training", height, weight, base, tuple(await node.addresses()), "0", None, now_ms())
+    made_ms = now_ms() + ahead_ms
+    told = Presence(run, person.peer, "x", "training", height, weight, base, tuple(await node.addresses()), "0", None, made_ms)
     await node.publish(told.to_bytes(person.sign))
 
 
@@ -355,5 +356,39 @@ def test_slow_donors_are_waited_for_without_end_unless_rounds_could_be_had(tmp_p
                 assert here.patience_s(ours, rules) == (60.0 if could else math.inf), state
             assert here.patience_s(ours, replace(rules, schedule=Schedule(0, 300_000, 60_000))) == 720.0
             assert here.patience_s(None, rules) == math.inf
+
+    go(work)
+
+
+def test_who_says_nothing_new_is_gone_and_does_not_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its last record is stored for longer than it counts."""
+    monkeypatch.setattr(limits, "PRESENCE_MS", 2000)
+
+    async def work() -> None:
+        async with watched(tmp_path, line := Line.begin(), [None]) as (watcher, (dead,)):
+            made = now_ms()
+            await announce(dead, PEOPLE[1], line.rules.run_id, None)
+            await seen_by(watcher, 1)
+            await seen_by(watcher, 0)
+            assert now_ms() - made < limits.PRESENCE_MS + 1000
+            while now_ms() - made < limits.PRESENCE_MS + limits.CLOCK_SKEW_MS - 500:
+                assert dead.peer_id in await watcher.node.look()
+                await watcher.neighbours.refresh()
+                assert watcher.neighbours.count() == 0
+                await asyncio.sleep(0.2)
+
+    go(work)
+
+
+def test_what_an_earlier_life_said_with_a_clock_ahead_is_no_twin(tmp_path: Path) -> None:
+    """But whoever says something newer still is alive."""
+
+    async def work() -> None:
+        async with watched(tmp_path, line := Line.begin(), [None]) as (watcher, _):
+            for ahead_ms, twin in ((4000, False), (5000, True)):
+                await announce(watcher.node, PEOPLE[0], line.rules.run_id, None, ahead_ms=ahead_ms)
+                for _ in range(2):
+                    await watcher.neighbours.refresh()
+                assert watcher.neighbours.twin() == twin
 
     go(work)

@@ -145,14 +145,9 @@ class Settlement:
         pushes = [asyncio.create_task(self._push(peer, signed, parts)) for peer in others]
         ask = meeting.roster.reducers[:_ASKED] if self._node.peer_id not in meeting.roster.reducers else ()
         asked = [asyncio.create_task(self._hear(meeting, peer)) for peer in ask]
-
-        def result() -> Vote | None:
-            ballots = {peer: ballot[1] for peer, ballot in meeting.ballots.items()}
-            return decided(ballots, meeting.roster, self._members, present)
-
         try:
-            await meeting.wait(lambda: len(meeting.ballots) == len(meeting.roster.members) or result() is not None, by)
-            won = meeting.won = result()
+            await meeting.wait(lambda: len(meeting.ballots) == len(meeting.roster.members) or self.result(meeting, present) is not None, by)
+            won = meeting.won = self.result(meeting, present)
             if won is None:
                 raise Unsettled("no_majority")
             await meeting.note()
@@ -165,6 +160,11 @@ class Settlement:
             for task in (*pushes, *asked):
                 task.cancel()
         return vote, [ballot[0] for ballot in meeting.ballots.values() if ballot[1] == vote]
+
+    def result(self, meeting: Meeting, present: int) -> Vote | None:
+        """What has won by the votes that are here, if anything has."""
+        ballots = {peer: ballot[1] for peer, ballot in meeting.ballots.items()}
+        return decided(ballots, meeting.roster, self._members, present)
 
     async def _push(self, peer: str, vote: Signed, parts: tuple[str, ...]) -> None:
         for _ in range(2):

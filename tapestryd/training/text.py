@@ -24,7 +24,7 @@ import zstandard
 from numpy.typing import NDArray
 
 from protocols.trainer import Code
-from tapestryd.errors import DataFault, in_a_line
+from tapestryd.errors import DataFault, in_a_line, out_of_memory
 from tapestryd.training.exclusion import Exclusion
 from tapestryd.training.sources import DataUnreadable, kind_of
 
@@ -37,10 +37,6 @@ Ids = NDArray[np.uint32]
 
 _CHUNK = 1 << 20
 """Bytes read, and about characters tokenised, at a time."""
-
-
-_ODD = "No word of this, \U000107d7 织物\x00\U0010fffd, need be known"
-"""What few vocabularies have: a tokenizer must make something of it, too, for texts are all sorts of things."""
 
 
 class DataTooSmall(DataFault):
@@ -91,14 +87,15 @@ class FromJson:
         if chosen is None or not 0 <= chosen < self.size:
             raise TokenizerFault(f"the tokenizer has no end-of-document token; the model's config needs an eos_token_id below {self.size}")
         self.end = chosen
-        self.encode(_ODD)
 
     def encode(self, text: str) -> Ids:
         """Raises TokenizerFault; not with what tokenizers says, which may quote the text."""
         text = text.encode("utf-8", "replace").decode()  # lone surrogates, which JSON can spell, have no UTF-8
         try:
             return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.uint32)
-        except Exception:
+        except Exception as error:
+            if out_of_memory(error):
+                raise
             raise TokenizerFault("this tokenizer.json cannot encode all text; has it the token for unknown words that it names?") from None
 
 

@@ -16,13 +16,13 @@ import pytest
 
 from protocols.canonical import digest, loads
 from protocols.grouping import BITMAP_BYTES, Roster
-from protocols.rounds import Failed
+from protocols.rounds import Committed, Failed
 from protocols.settling import part_body, quorum
 from tapestryd.base import SharedBase
 from tapestryd.swarm import silence
 from tests.hostile.liar import framed, read
 from tests.hostile.world import Turn, World, fought, idle
-from tests.people import RATE
+from tests.people import RATE, verify
 from tests.swarm.rooms import go, until
 
 Bend = Callable[[bytes], bytes]
@@ -145,6 +145,42 @@ def test_a_part_that_comes_too_late_to_vote_loses_one_round_and_not_the_next(tmp
         await reduces_no_more(here)
 
     go(fought(tmp_path, 3, work, average_ms=9000))
+
+
+def test_a_round_that_is_lost_to_one_alone_is_nobodys_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has a part from those who voted, for the line to its reducer failed it, and then computes too long; the others commit."""
+    monkeypatch.setattr(silence, "FIRST_ROUNDS", 1000)
+    plain = SharedBase.next
+
+    async def work(here: World) -> None:
+        turn, (alone, *others) = here.next(), here.honest
+        here.liar.answer("vote", lambda peer, reader, writer: echoes(here, reader))
+
+        def slow(base: SharedBase, *args: Any) -> Any:
+            if base is alone.keeper.base:
+                time.sleep(8)
+            return plain(base, *args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(SharedBase, "next", slow)
+            lie = reduces(here, turn, lambda peer, part: None if peer == alone.node.peer_id else part)
+            events = await here.play(turn, lie)
+        assert events[0] == Failed(turn.number, "no_majority")
+        assert all(isinstance(event, Committed) for event in events[1:]), events
+        roster = others[0].keeper.store.load_entry(1, verify)[0].roster  # type: ignore[index]
+        assert here.liar.peer in roster.reducers
+        assert alone.averaging._last.meeting.repaired  # type: ignore[union-attr]
+        for peer, claim in zip(roster.members, roster.claims, strict=True):
+            alone.gathering._silence.check(peer, claim, turn.number + 1)
+
+    go(fought(tmp_path, 3, work, average_ms=9000))
+
+
+async def echoes(here: World, reader: asyncio.StreamReader) -> None:
+    """Whatever somebody votes for has the liar's vote, too."""
+    head = loads((await read(reader))[0], 1 << 20)
+    vote = {"vote": here.liar.signed("vote", head["vote"]["body"]), "parts": head["parts"]}
+    await asyncio.gather(*(here.liar.ask(peer.node.peer_id, "vote", vote) for peer in here.honest), return_exceptions=True)
 
 
 async def votes_and_then_gives(here: World, turn: Turn) -> None:

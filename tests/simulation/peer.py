@@ -323,7 +323,7 @@ class Peer:
                         break
                     if record.left:
                         known.pop(author, None)
-                    else:
+                    elif held is not None or now - record.made_ms <= PRESENCE_MS:
                         known[author] = (record, world_now)
                     break
         for author in [author for author, (_, since) in known.items() if world_now - since > PRESENCE_MS]:
@@ -719,7 +719,10 @@ class Peer:
     def unsettled(self, work: Work, reason: str) -> None:
         meeting = work.meeting
         assert meeting is not None
-        failed = {place for place in range(len(meeting.reducers)) if place not in meeting.parts or place in meeting.repaired}
+        ballots = {peer: vote for peer, (vote, _) in meeting.ballots.items()}
+        failed = set(range(len(meeting.reducers))) - (meeting.parts.keys() - meeting.repaired)
+        if settling.decided(ballots, meeting.roster, self.world.rules.members, work.present):
+            failed = set()  # lost to us alone
         if reason == "coverage":
             failed |= {place for place, (_, places) in meeting.parts.items() if covered(meeting, [1], [places]) < COVERAGE_PPM}
         self.silence.lost(meeting.roster, [meeting.reducers[place] for place in failed], self.name)

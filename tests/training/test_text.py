@@ -119,8 +119,10 @@ def test_a_tokenizer_file_is_used(words: bytes, tmp_path: Path) -> None:
 def test_a_tokenizer_that_cannot_encode_all_text_is_a_sentence() -> None:
     """Found by fuzzing: it names a token for unknown words that it has not got, and nothing says so before it meets one."""
     few = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "</s>": 1}, unk_token="[UNK]"))
+    words = FromJson(few.to_str().encode(), None)
+    assert words.encode("a").tolist() == [0]
     with pytest.raises(TokenizerFault, match="unknown words") as fault:
-        FromJson(few.to_str().encode(), None)
+        words.encode("b")
     assert fault.value.code == Code.TOKENIZER
 
 
