@@ -225,12 +225,13 @@ def _run(run: Doc | None) -> list[str]:
         return ["none; join one with: tapestry run join INVITE"]
     if run["phase"] == "fetching":
         return [run["name"], run["id"][:8], "fetching the rules"]
+    named = [f"{run['name']} ({run['id'][:8]})", f"round {run['round']}"]
     if of := run.get("fetching"):  # not told by a daemon that is older than this command
         here = f"{size(of['here_bytes'])} of {size(of['bytes'])} of the base of height {of['height']} are here, from {of['donors']} peers"
-        return [f"{run['name']} ({run['id'][:8]})", f"round {run['round']}", here]
+        return [*named, here]
     left = run["boundary_in_s"]
     when = f"local steps end in {duration(left)}" if left >= 0 else f"{run['phase'] or 'average window'}, {duration(-left)} in"
-    return [f"{run['name']} ({run['id'][:8]})", f"round {run['round']}", f"height {run['height']}", f"base {run['base_digest'][:8]}", when]
+    return [*named, f"height {run['height']}", f"base {run['base_digest'][:8]}", when]
 
 
 def _trainer(trainer: Doc) -> list[str]:

@@ -6,7 +6,7 @@ tapestryd.swarm, no Node, no Stream: nothing stands between it and the wire.
 
 import asyncio
 import struct
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -168,6 +168,18 @@ class Liar:
             coverage_ppm=1_000_000, before=roster.before, after="ee" * 32, height=1, weight=len(roster.members),
         )  # fmt: skip
         return {"vote": self.signed("vote", vote.to_body() | said), "parts": list(parts)}
+
+    def echoing(self, members: Callable[[str], Iterable[str]]) -> Answer:
+        """Whatever somebody votes for has our vote, too, at `members(voter)`."""
+
+        async def echo(voter: str, reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+            head = loads((await read(reader))[0], 1 << 20)
+            vote = self.signed("vote", head["vote"]["body"])
+            for member in members(voter):
+                if member != self.peer:
+                    await self.ask(member, "vote", {"vote": vote, "parts": head["parts"]})
+
+        return echo
 
     def leading(self, roster_for: Callable[[str, dict[str, Claim]], Json | None], callers: int) -> Answer:
         """Lead: take calls, and when there are `callers`, answer each with `roster_for(caller, claims)`, or not at all."""

@@ -154,7 +154,7 @@ def test_a_round_that_is_lost_to_one_alone_is_nobodys_fault(tmp_path: Path, monk
 
     async def work(here: World) -> None:
         turn, (alone, *others) = here.next(), here.honest
-        here.liar.answer("vote", lambda peer, reader, writer: echoes(here, reader))
+        here.liar.answer("vote", here.liar.echoing(lambda _: here.ids))
 
         def slow(base: SharedBase, *args: Any) -> Any:
             if base is alone.keeper.base:
@@ -174,13 +174,6 @@ def test_a_round_that_is_lost_to_one_alone_is_nobodys_fault(tmp_path: Path, monk
             alone.gathering._silence.check(peer, claim, turn.number + 1)
 
     go(fought(tmp_path, 3, work, average_ms=9000))
-
-
-async def echoes(here: World, reader: asyncio.StreamReader) -> None:
-    """Whatever somebody votes for has the liar's vote, too."""
-    head = loads((await read(reader))[0], 1 << 20)
-    vote = {"vote": here.liar.signed("vote", head["vote"]["body"]), "parts": head["parts"]}
-    await asyncio.gather(*(here.liar.ask(peer.node.peer_id, "vote", vote) for peer in here.honest), return_exceptions=True)
 
 
 async def votes_and_then_gives(here: World, turn: Turn) -> None:

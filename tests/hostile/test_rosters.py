@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from protocols.canonical import Json, loads
+from protocols.canonical import Json
 from protocols.grouping import Claim, Roster, order
 from protocols.rounds import Committed, Failed
-from tests.hostile.liar import read
 from tests.hostile.world import Turn, World, fought
 from tests.lineages import PEOPLE
 from tests.swarm.rooms import go
@@ -144,20 +143,12 @@ def test_two_rosters_of_one_crowd_never_make_two_bases(tmp_path: Path, count: in
                 both.set()
             return {"roster": here.liar.signed("roster", rosters[caller].to_body())}
 
-        async def echoes(peer: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            """Whatever somebody votes for has the liar's vote, too."""
-            head = loads((await read(reader))[0], 1 << 20)
-            vote = here.liar.signed("vote", head["vote"]["body"])
-            for member in rosters[peer].members:
-                if member != here.liar.peer:
-                    await here.liar.ask(member, "vote", {"vote": vote, "parts": head["parts"]})
-
         async def brings() -> None:
             await both.wait()
             await asyncio.gather(*(here.brings(roster, offer) for roster in {each.digest: each for each in rosters.values()}.values()))
 
         here.liar.answer("call", here.liar.leading(lies, count))
-        here.liar.answer("vote", echoes)
+        here.liar.answer("vote", here.liar.echoing(lambda voter: rosters[voter].members))
         events = await here.play(turn, brings())
         tips = {peer.keeper.base.tip for peer in here.honest} - {turn.before}
         committed = [event for event in events if isinstance(event, Committed)]
